@@ -203,3 +203,17 @@ def test_a_field_that_computes_in_float64_leaves_the_states_dtype(field, solver,
     draws = stk.sample(field, solver, init=torch.ones(8, 2), **run)
     assert draws.final.dtype == torch.float32
     assert draws.ok.all()
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_a_network_of_half_precision_is_told_of_autocast(half):
+    net = network(2, 2).to(half)
+    for field, solver, steps in (
+        (stk.Score(net, (2,)), stk.ULA(0.1), {"steps": 2}),
+        (stk.Diffusion(lambda x, t: net(x), (2,)), stk.ProbabilityFlow(steps=2), {}),
+    ):
+        with pytest.raises(stk.InvalidArgument, match=rf"autocast={half}.*x\.to\({half}\)") as no:
+            stk.sample(field, solver, chains=2, **steps)
+        assert "leave it out" not in str(no.value)
+    field = stk.Score(net, (2,), autocast=half)
+    assert stk.sample(field, stk.ULA(0.1), chains=2, steps=2).x.dtype == torch.float32

@@ -94,6 +94,13 @@ def test_a_gradient_that_is_not_the_energys_is_refused(name, solver):
         stk.sample(WRONG[name], solver, chains=64, steps=100)
 
 
+def test_the_opposite_sign_is_told():
+    for name in ("minus its gradient", "another's gradient"):
+        with pytest.raises(InvalidArgument) as refused:
+            stk.sample(WRONG[name], stk.ULA(0.01), chains=64, steps=100)
+        assert ("the opposite sign" in str(refused.value)) == name.startswith("minus")
+
+
 @pytest.mark.parametrize("solver", [stk.MALA(0.1), stk.HMC(0.3, metric="none", leapfrogs=4)])
 def test_a_kernel_that_is_right_with_any_gradient_warns(solver):
     with pytest.warns(UserWarning, match="slow here, though exact.*let it be this energy's"):

@@ -10,19 +10,29 @@ seen.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from contextvars import ContextVar
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from scoretk.core.anatomy import field_tensors
 from scoretk.errors import InvalidArgument, ScoretkError
 
-__all__ = ["check_asked", "check_energy", "check_rows", "unwritten", "written_into"]
+__all__ = [
+    "BY_HAND",
+    "check_asked",
+    "check_energy",
+    "check_rows",
+    "noted",
+    "unwritten",
+    "written_into",
+]
 
+HALVES = frozenset({torch.bfloat16, torch.float16})
 DTYPES_DIFFER = re.compile(
     r"same dtype|scalar type|input type.*weight type|index.*dtypes match", re.IGNORECASE
 )
@@ -31,6 +41,17 @@ _APART = (
     "torch says: {}. The state has the dtype of the network's parameters unless dtype= says other: "
     "leave it out, or convert what the model holds, .to(dtype)"
 )
+
+_HALF = (
+    "torch says: {}. The state of a network in {half} is float32: give autocast={half} to the "
+    "field, or let the network take x.to({half})"
+)
+BY_HAND = (
+    "Give its gradient: scoretk.Energy(fn, event_shape, grad=g), where both may be functions of "
+    "numpy arrays"
+)
+"""What to do with an energy that autograd does not see."""
+_AT_ONCE = "scoretk: {} is given all chains at once, in torch tensors: {}"
 
 _CLOSELY: ContextVar[bool | None] = ContextVar("closely", default=None)
 """Whether the values of an input are compared before and after; None outside of an evaluation."""
@@ -72,6 +93,10 @@ def check_rows(what: str, got: object, shape: torch.Size | tuple[int, ...], hint
     Raises:
         InvalidArgument: It is anything else.
     """
+    if isinstance(got, np.ndarray | np.generic):
+        tensor = "Make a tensor of the array: torch.from_numpy(answer).to(x)"
+        by_hand = f"{tensor}, which has no gradient. {BY_HAND}" if what == "energy" else tensor
+        hint = by_hand if got.shape == shape else f"{hint}. {by_hand}"
     if not isinstance(got, Tensor) or got.shape != shape:
         raise InvalidArgument(what, got, f"a tensor of shape {tuple(shape)}", hint)
     if got.layout is not torch.strided or got.is_meta:
@@ -136,18 +161,54 @@ def _watched(what: str, evaluate: Callable[[Tensor], Any], x: Tensor) -> Any:
     before = _writes(x)
     try:
         answer = evaluate(x)
-    except RuntimeError as error:
-        if isinstance(error, ScoretkError):
-            raise
-        _refuse_elsewhere(what, evaluate, x, error)
-        if DTYPES_DIFFER.search(str(error)):
-            raise InvalidArgument(
-                "dtype", x.dtype, "that of all that the model computes with", _APART.format(error)
-            ) from error
+    except Exception as error:
+        if isinstance(error, RuntimeError) and not isinstance(error, ScoretkError):
+            _refuse_elsewhere(what, evaluate, x, error)
+            _refuse_dtype(evaluate, x, error)
+        noted(error, what, {"x": x})
         raise
     if _writes(x) != before or not (kept is None or _same(kept, x.detach())):
         raise _written(what, x)
     return answer
+
+
+def noted(error: Exception, what: str, given: Mapping[str, Tensor]) -> None:
+    """Add to an error of a user's function what this was given: all chains, in tensors.
+
+    An error that has such a note, from nearer to the function, keeps it, and those of this package
+    need none.
+
+    Args:
+        error: What was raised.
+        what: What the note calls the function.
+        given: Its arguments, by name.
+    """
+    known = any(note.startswith("scoretk: ") for note in getattr(error, "__notes__", ()))
+    if known or isinstance(error, ScoretkError):
+        return
+    told = ", ".join(f"{name} of shape {tuple(value.shape)}" for name, value in given.items())
+    of_arrays = what == "energy" and isinstance(error, AttributeError | TypeError)
+    error.add_note(_AT_ONCE.format(what, told) + (f". {BY_HAND}" if of_arrays else ""))
+
+
+def _refuse_dtype(evaluate: Callable[[Tensor], Any], x: Tensor, error: RuntimeError) -> None:
+    """Say what to do about dtypes, if these are why torch has refused to compute.
+
+    Args:
+        evaluate: What was called.
+        x: Its argument.
+        error: torch's error.
+
+    Raises:
+        InvalidArgument: The error is about dtypes.
+    """
+    if not DTYPES_DIFFER.search(str(error)):
+        return
+    halves = {tensor.dtype for tensor in field_tensors(evaluate)} & HALVES
+    hint = _HALF.format(error, half=min(halves, key=str)) if halves else _APART.format(error)
+    raise InvalidArgument(
+        "dtype", x.dtype, "that of all that the model computes with", hint
+    ) from error
 
 
 def _refuse_elsewhere(

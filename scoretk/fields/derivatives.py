@@ -28,10 +28,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from scoretk.core.anatomy import walk
 from scoretk.core.noise import Noise
 from scoretk.core.rows import across, row_dot, row_sum
 from scoretk.core.streams import Stream
 from scoretk.errors import InvalidArgument
+from scoretk.fields.gradient import OwnGradient
 
 __all__ = ["check_derivative", "check_no_steps", "probes", "value_and_pullback"]
 
@@ -158,13 +160,14 @@ def check_derivative(
         wrong = wrong & wrong_at(coarse * scale)[0]
     if int(wrong.sum()) * 2 > len(x):
         row = int(wrong.to(torch.int8).argmax())
-        expected = "what torch can differentiate with respect to x"
         says = "autograd" if gradient is None else "its gradient"
         found = (
             f"Along one direction {says} says {float(told[row]):.4g}, its values "
             f"{float(near[row]):.4g}"
         )
-        raise InvalidArgument(what, owner, expected, f"{found}: {_why()}. {hint}")
+        turned = (told + near).abs() <= TOLERANCE * (told.abs() + near.abs())
+        expected, why = _of_slope(owner, hint, opposite=bool(turned[wrong].all()))
+        raise InvalidArgument(what, owner, expected, f"{found}: {why}")
 
 
 def check_no_steps(
@@ -253,6 +256,23 @@ def _weighted(
             raise InvalidArgument(what, owner, expected, f"{_why()}. {hint}") from error
 
     return pull
+
+
+def _of_slope(owner: object, hint: str, opposite: bool) -> tuple[str, str]:
+    """What was expected of a gradient that is not that of the values, and why it is not.
+
+    Args:
+        owner: The field, or what else has them.
+        hint: What to do, where no `grad=` is given.
+        opposite: Whether it is minus that of the values.
+    """
+    if isinstance(getattr(owner, "fn", None), OwnGradient):
+        sign = ", but minus it" if opposite else ""
+        return "a grad= that is the gradient of fn", f"grad= is not the gradient of fn{sign}"
+    why = f"it has the opposite sign, or {_why()}" if opposite else _why()
+    if any(isinstance(part, OwnGradient) for part in walk(owner)):
+        why = f"grad= of a part is not the gradient of its fn, or {why}"
+    return "what torch can differentiate with respect to x", f"{why}. {hint}"
 
 
 def _why() -> str:

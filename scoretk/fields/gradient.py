@@ -17,7 +17,7 @@ from scoretk.core.arguments import keyword_names
 from scoretk.core.once import known_once
 from scoretk.core.rows import across
 from scoretk.errors import InvalidArgument
-from scoretk.fields.answers import check_rows, written_into
+from scoretk.fields.answers import BY_HAND, check_rows, noted, written_into
 
 __all__ = [
     "ByAutograd",
@@ -29,7 +29,9 @@ __all__ = [
 ]
 
 
-def grad_energy(energy: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
+def grad_energy(
+    energy: Callable[[Tensor], Tensor], x: Tensor, owner: object = None
+) -> tuple[Tensor, Tensor]:
     """An energy and its gradient.
 
     Rows are independent, so the gradient of the summed energy holds each row's own. Where x itself
@@ -43,6 +45,7 @@ def grad_energy(energy: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, 
     Args:
         energy: `(batch, *event_shape) -> (batch,)`.
         x: `(batch, *event_shape)`.
+        owner: The field that errors show, where it is not `energy` itself.
 
     Returns:
         `E(x)`, `(batch,)`, and `grad E(x)`, like x.
@@ -51,12 +54,12 @@ def grad_energy(energy: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, 
         InvalidArgument: The energy does not depend on x in a way that autograd sees, or writes into
             x.
     """
-    return _marked(*slope_of_energy(energy, x, 1.0))
+    return _marked(*slope_of_energy(energy, x, 1.0, owner))
 
 
-def score_of_energy(energy: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+def score_of_energy(energy: Callable[[Tensor], Tensor], x: Tensor, owner: object = None) -> Tensor:
     """`-grad E(x)`, like x; else as `grad_energy`."""
-    return _marked(*slope_of_energy(energy, x, -1.0))[1]
+    return _marked(*slope_of_energy(energy, x, -1.0, owner))[1]
 
 
 def _marked(values: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
@@ -77,15 +80,15 @@ class ByAutograd:
 
     def score(self, x: Tensor, **cond: Tensor) -> Tensor:
         """`-grad E(x)`, like x."""
-        return score_of_energy(lambda y: self.energy(y, **cond), x)
+        return score_of_energy(lambda y: self.energy(y, **cond), x, self)
 
     def energy_and_grad(self, x: Tensor, **cond: Tensor) -> tuple[Tensor, Tensor]:
         """`E(x)`, `(batch,)`, and its gradient, like x, in one evaluation."""
-        return grad_energy(lambda y: self.energy(y, **cond), x)
+        return grad_energy(lambda y: self.energy(y, **cond), x, self)
 
 
 def slope_of_energy(
-    energy: Callable[[Tensor], Tensor], x: Tensor, sign: float
+    energy: Callable[[Tensor], Tensor], x: Tensor, sign: float, owner: object = None
 ) -> tuple[Tensor, Tensor]:
     """As `grad_energy`, the gradient times a sign; in rows whose energy is not finite it is whatever
     autograd makes of it, so that whoever goes on with it has to look at the energy too.
@@ -101,6 +104,7 @@ def slope_of_energy(
         gradient, values = torch.func.grad(total, has_aux=True)(x)
         return values, sign * gradient
     keep = x.requires_grad and torch.is_grad_enabled()
+    owner = energy if owner is None else owner
     with torch.enable_grad():
         y = x if keep else x.detach().requires_grad_()
         try:
@@ -109,19 +113,19 @@ def slope_of_energy(
             written = written_into("energy", energy, x)
             # torch's error where a number or an array is taken out of the graph.
             if written is None and "requires grad" in str(error):
-                written = _without_gradient(energy)
+                written = _without_gradient(owner)
             if written is None:
                 raise
             raise written from error
         if not values.requires_grad:
-            raise _without_gradient(values)
+            raise _without_gradient(owner)
         signs = _number(sign, values.dtype, values.device).expand(values.shape)
         try:
             (slope,) = torch.autograd.grad(values, y, signs, create_graph=keep, allow_unused=True)
         except NotImplementedError as error:  # a Function without a backward
-            raise _without_gradient(values) from error
+            raise _without_gradient(owner) from error
         if slope is None:  # a graph, and x is not in it
-            raise _without_gradient(values)
+            raise _without_gradient(owner)
     return values if keep else values.detach(), slope
 
 
@@ -175,7 +179,9 @@ class OwnGradient:
         if self._shared is not None and not cond.keys() <= self._shared:
             apart = ", ".join(sorted(cond.keys() - self._shared))
             raise InvalidArgument("grad", self.grad, f"a function that takes {apart}, as fn does")
-        values = check_rows("energy", _asked(self.fn, x, cond), x.shape[:1], "One number a row")
+        values = check_rows(
+            "energy", _asked("fn", self.fn, x, cond), x.shape[:1], "One number a row"
+        )
         found: Tensor = _Given.apply(x, values, self.grad, cond)  # type: ignore[no-untyped-call]
         return found
 
@@ -197,37 +203,49 @@ class _Given(torch.autograd.Function):
         (x,) = ctx.saved_tensors
         with torch.no_grad():
             gradient = check_rows(
-                "grad", _asked(ctx.grad, x, ctx.cond), x.shape, "The gradient is shaped like x"
+                "grad",
+                _asked("grad", ctx.grad, x, ctx.cond),
+                x.shape,
+                "The gradient is shaped like x",
             )
         return known_once(across(slope, x) * gradient, slope, x), slope, None, None
 
 
-def _asked(fn: Callable[..., Any], x: Tensor, cond: dict[str, Tensor]) -> Tensor:
+def _asked(name: str, fn: Callable[..., Any], x: Tensor, cond: dict[str, Tensor]) -> Tensor:
     """A function's answer as a tensor like x; `fn` takes tensors or arrays."""
     x = x.detach().clone()
     cond = {name: value.detach() for name, value in cond.items()}
-    with warnings.catch_warnings():
-        # numpy's, of a tensor that it hands back as one
-        warnings.filterwarnings("ignore", ".*__array_wrap__.*", DeprecationWarning)
-        try:
-            found = fn(x, **cond)
-        except (TypeError, AttributeError) as error:
-            arrays = {name: value.cpu().numpy() for name, value in cond.items()}
-            try:
-                found = fn(x.cpu().numpy(), **arrays)
-            except (TypeError, AttributeError):
-                raise error from None
+    try:
+        found = _answer(fn, x, cond)
+    except Exception as error:
+        noted(error, name, {"x": x, **cond})
+        raise
     if isinstance(found, np.ndarray | np.generic):
         found = torch.as_tensor(np.ascontiguousarray(found) if np.ndim(found) else found)
     return found.to(x) if isinstance(found, Tensor) and found.is_floating_point() else found
 
 
+def _answer(fn: Callable[..., Any], x: Tensor, cond: dict[str, Tensor]) -> Any:
+    """What a function makes of tensors or, where it does not take these, of arrays."""
+    with warnings.catch_warnings():
+        # numpy's, of a tensor that it hands back as one
+        warnings.filterwarnings("ignore", ".*__array_wrap__.*", DeprecationWarning)
+        try:
+            return fn(x, **cond)
+        except (TypeError, AttributeError) as error:
+            arrays = {name: value.cpu().numpy() for name, value in cond.items()}
+            try:
+                return fn(x.cpu().numpy(), **arrays)
+            except (TypeError, AttributeError):
+                raise error from None
+
+
 def _without_gradient(energy: object) -> InvalidArgument:
     """The error for an energy that autograd cannot follow."""
     hint = (
-        "A constant, detached or numpy-computed energy has no gradient, nor has one that looks up a "
-        "table by x.long(). Write it in torch, a look-up of states as a product with one-hot rows "
-        "(scoretk.Discrete(field, 'one-hot') and x @ table); on real numbers a Score will do"
+        f"{BY_HAND}. A constant, detached or numpy-computed energy has none that torch sees, nor "
+        "has one that looks up a table by x.long(). Or write it in torch, a look-up of states as a "
+        "product with one-hot rows (scoretk.Discrete(field, 'one-hot') and x @ table)"
     )
     if torch.is_inference_mode_enabled():
         hint = "torch.inference_mode() forbids all gradients: use torch.no_grad(), which does not"

@@ -109,7 +109,7 @@ class StaticField:
             x = aligned(x)
             score = self._ask("score", self.native.score, x, cond, torch.nan)
             return check_rows("score", score, x.shape, _LIKE).to(x.dtype)
-        return score_of_energy(lambda y: self.energy(y, **cond), x)
+        return score_of_energy(lambda y: self.energy(y, **cond), x, self.native)
 
     def sound(self, values: Tensor, energy: Tensor) -> Tensor:
         """Values `(batch,)` of a way that ended with these energies, NaN where one is not finite."""
@@ -131,7 +131,7 @@ def _energy_and_grad(field: StaticField, x: Tensor) -> tuple[Tensor, Tensor]:
         return check_rows("energy", energy, x.shape[:1], _ENERGY), gradient
     if "score" in offers(field.native):
         return field.energy(x), -field.score(x)
-    return grad_energy(field.energy, aligned(x))
+    return grad_energy(field.energy, aligned(x), field.native)
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,7 +179,8 @@ class NotingField(StaticField):
         return "score" not in offers(self.native) and not hasattr(self.native, "energy_and_grad")
 
     def _slope(self, x: Tensor, sign: float, cond: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        energy, slope = slope_of_energy(lambda y: self.energy(y, **cond), aligned(x), sign)
+        ask = partial(self.energy, **cond)
+        energy, slope = slope_of_energy(ask, aligned(x), sign, self.native)
         self.noted.append(energy)
         return energy, slope
 

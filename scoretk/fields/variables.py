@@ -28,7 +28,7 @@ from torch.distributions import constraints
 from scoretk.core.arguments import event_shape as as_event_shape
 from scoretk.core.arguments import tensor_like
 from scoretk.errors import InvalidArgument, near_match
-from scoretk.fields.answers import check_energy
+from scoretk.fields.answers import check_energy, noted
 from scoretk.fields.gradient import followed
 from scoretk.fields.layout import Layout, Shape, Variable, layout_of, variable_name
 from scoretk.fields.protocols import optional
@@ -372,7 +372,13 @@ def _called(
     if cond.keys() & values.keys():
         twice = ", ".join(sorted(cond.keys() & values.keys()))
         raise InvalidArgument("cond", twice, "names that no variable has: rename one of them")
-    return fn(**values, **cond)
+    if torch.compiler.is_compiling():
+        return fn(**values, **cond)
+    try:
+        return fn(**values, **cond)
+    except Exception as error:
+        noted(error, "fn", values)
+        raise
 
 
 @dataclass(frozen=True, eq=False)

@@ -161,3 +161,108 @@ def test_what_the_function_has_of_parameters_is_trained():
     for x in (torch.ones(3, 2), torch.ones(3, 2, requires_grad=True)):
         (slope,) = torch.autograd.grad(field.energy(3 * x).sum(), w)
         assert torch.equal(slope, torch.full((2,), 27.0))
+
+
+def of_arrays(x):
+    return 0.5 * np.sum((x.detach().numpy() @ A) ** 2, axis=1)
+
+
+UNSEEN = {
+    "outside of the graph": lambda x: 0.5 * np.sum((np.asarray(x) @ A) ** 2, axis=1),
+    "detached": lambda x: torch.from_numpy(of_arrays(x)),
+    "an array": of_arrays,
+    "a method of arrays": lambda x: x.astype(float).sum(1),
+}
+
+
+@pytest.mark.parametrize("name", UNSEEN)
+@pytest.mark.parametrize(
+    "around",
+    [
+        lambda f: f,
+        lambda f: stk.tempered(f, 2.0),
+        lambda f: stk.constrained(f, torch.distributions.constraints.positive),
+    ],
+)
+def test_a_function_of_numpy_is_told_to_give_its_gradient(name, around):
+    """By the name of the field, and not of what asks it."""
+    field = around(stk.Energy(UNSEEN[name], (2,)))
+    for solver in (None, stk.ULA(0.1)):
+        with pytest.raises((InvalidArgument, AttributeError)) as refused:
+            stk.sample(field, solver, chains=4, steps=2)
+        said = "\n".join([str(refused.value), *getattr(refused.value, "__notes__", [])])
+        assert "scoretk.Energy(fn, event_shape, grad=g)" in said
+        assert " at 0x" not in said
+
+
+def test_the_field_is_shown_that_has_no_gradient():
+    with pytest.raises(
+        InvalidArgument, match=r"got Energy\(in_numpy, \(2,\)\)\. Give its gradient"
+    ):
+        stk.sample(stk.Energy(in_numpy, (2,)), stk.ULA(0.1), chains=4, steps=2)
+
+
+def in_numpy(x):
+    return np.sum(np.asarray(x) ** 2, axis=1)
+
+
+ARRAYS = {
+    "energy": (lambda: stk.Energy(of_arrays, (2,)), lambda f: f.energy(X)),
+    "score": (lambda: stk.Score(lambda x: -x.numpy() @ A, (2,)), lambda f: f.score(X)),
+    "noise": (lambda: stk.Diffusion(lambda x, t: x.numpy(), (2,)), lambda f: f.noise(X, 0.5)),
+    "velocity": (lambda: stk.Velocity(lambda x, t: x.numpy(), (2,)), lambda f: f.velocity(X, 0.5)),
+}
+
+
+@pytest.mark.parametrize("what", ARRAYS)
+def test_an_array_in_place_of_a_tensor_is_told_how_to_be_one(what):
+    make, ask = ARRAYS[what]
+    with pytest.raises(InvalidArgument, match=rf"{what}: .*ndarray.*torch\.from_numpy\("):
+        ask(make())
+
+
+@pytest.mark.parametrize(
+    ("grad", "said"),
+    [
+        (lambda x: -2 * x, "grad= is not the gradient of fn, but minus it"),
+        (lambda x: 3 * x, r"grad= is not the gradient of fn\.?$"),
+    ],
+)
+def test_a_wrong_gradient_is_called_one(grad, said):
+    field = stk.Energy(lambda x: np.sum(x**2, axis=1), (2,), grad=grad)
+    with pytest.raises(InvalidArgument, match=said) as refused:
+        stk.sample(field, stk.ULA(1e-3), chains=64, steps=100)
+    assert "numpy" not in str(refused.value)
+    with pytest.warns(UserWarning, match=said):
+        stk.sample(field, stk.MALA(0.1), chains=64, steps=100)
+    posterior = stk.posterior(stk.Energy(in_torch, (2,)), field)  # as a likelihood
+    with pytest.raises(InvalidArgument, match=said):
+        stk.sample(posterior, stk.ULA(1e-3), chains=64, steps=100)
+    with pytest.raises(InvalidArgument, match="grad= of a part is not the gradient of its fn, or"):
+        stk.sample(stk.tempered(field, 2.0), stk.ULA(1e-3), chains=64, steps=100)
+
+
+ONE_ROW = {
+    "fn": stk.Energy(lambda x: 0.5 * x @ T.to(x) @ x, (2,)),
+    "fn, with grad": stk.Energy(lambda x: 0.5 * x @ A @ x, (2,), grad=lambda x: x @ A),
+    "grad": stk.Energy(in_torch, (2,), grad=lambda x: A @ x),
+    "score": stk.Score(lambda x: T.to(x) @ x, (2,)),
+    "tempered": stk.tempered(stk.Energy(lambda x: 0.5 * x @ T.to(x) @ x, (2,)), 2.0),
+}
+
+
+@pytest.mark.parametrize("name", ONE_ROW)
+def test_a_function_of_one_row_is_told_that_it_gets_all(name):
+    with pytest.raises((RuntimeError, ValueError)) as raised:
+        stk.sample(ONE_ROW[name], stk.ULA(0.1), chains=4, steps=2)
+    (note,) = raised.value.__notes__
+    assert "all chains at once" in note
+    assert "x of shape (4, 2)" in note
+
+
+def test_a_function_of_variables_is_told_of_these():
+    field = stk.Energy(lambda mu, theta: theta @ theta + mu, variables={"mu": (), "theta": (3,)})
+    with pytest.raises(RuntimeError) as raised:
+        stk.sample(field, stk.ULA(0.1), chains=4, steps=2)
+    (note,) = raised.value.__notes__
+    assert "mu of shape (4,), theta of shape (4, 3)" in note

@@ -123,7 +123,7 @@ class Powered(Members):
 
     def energy_and_grad(self, x: Tensor, **cond: Tensor) -> tuple[Tensor, Tensor]:
         """`E(x)`, `(batch,)`, and its gradient, like x, in one evaluation."""
-        return grad_energy(lambda y: self.energy(y, **cond), x)
+        return grad_energy(lambda y: self.energy(y, **cond), x, self)
 
 
 @dataclass(frozen=True, eq=False)

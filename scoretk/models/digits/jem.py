@@ -100,7 +100,7 @@ class JEM:
 
     def energy_and_grad(self, x: Tensor, label: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The energy and its gradient in x, for the price of one of each."""
-        return grad_energy(lambda y: self.energy(y, label), x)
+        return grad_energy(lambda y: self.energy(y, label), x, self)
 
 
 def build(weights: File | None = None) -> JEM:
