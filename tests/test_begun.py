@@ -88,3 +88,33 @@ def test_a_model_that_takes_no_few_rows_is_run_unasked():
     field = stk.Diffusion(denoise, (2,), stk.VP(), "data")
     assert stk.sample(field, SOLVERS[0], chains=256).ok.all()
     assert set(asked) > {256}
+
+
+def of_sigma(x, sigma):
+    """The noise in draws of N(0, I), as a network of log sigma knows it."""
+    level = sigma[:, None]
+    return x * level / (1 + level**2) + 0 * level.log()
+
+
+@pytest.mark.parametrize("around", [lambda f: f, lambda f: stk.guided(f, 2.0, f)])
+@pytest.mark.parametrize("solver", SOLVERS, ids=repr)
+def test_a_network_of_sigma_that_is_given_our_time_is_told_of_it(solver, around):
+    field = around(stk.Diffusion(of_sigma, (2,), stk.EDM(), predicts="epsilon"))
+    with pytest.warns(UserWarning, match=r"t in \[0, 1\].*from_sigmas.*from_timesteps"):
+        draws = stk.sample(field, solver, chains=8)
+    assert draws.failures == {"NONFINITE": 8}
+    right = stk.from_sigmas(of_sigma, (2,), predicts="epsilon")
+    assert stk.sample(right, solver, chains=8).ok.all()
+
+
+@pytest.mark.parametrize(
+    "net",
+    [
+        lambda x, t: torch.where(x[:, :1] > 0, torch.nan, x),  # some chains are well
+        lambda x, t: torch.where(t[:, None] > 0.5, torch.nan, x),  # later on
+        lambda x, t: torch.full_like(x, 3e38) * (1 + t[:, None]),  # the model does answer at 0
+    ],
+)
+def test_other_failures_are_not_called_one_of_time(net):
+    draws = stk.sample(stk.Velocity(net, (2,)), stk.ProbabilityFlow("heun", steps=8), chains=32)
+    assert not draws.ok.all()

@@ -86,6 +86,8 @@ def from_(value: Any, /, *args: Any, **options: Any) -> Any:
         f"a field, or an object of {known}",
         nearest(value)
         or ways(
-            value, "Wrap a callable: scoretk.Energy(fn, event_shape), Score, Diffusion or Velocity"
+            value,
+            "Wrap a callable: scoretk.Energy(fn, event_shape) or Score of x; a network of x and t, "
+            "Diffusion or Velocity; of sigma, from_sigmas; of timesteps, from_timesteps",
         ),
     )

@@ -18,7 +18,7 @@ from scoretk.fields.resolve import StaticField
 from scoretk.fields.validation import refuses
 from scoretk.run.archive import archive_of
 from scoretk.run.batch import Batch, begin_batch
-from scoretk.run.begun import warn_of_base
+from scoretk.run.begun import warn_of_base, warn_of_time
 from scoretk.run.drive import BLOCK_SECONDS, drive
 from scoretk.run.independence import check_rows_apart
 from scoretk.run.moment import Loop, Moment, failures, outcome
@@ -298,6 +298,7 @@ def _finish(moment: Any, batch: Batch, tuned: bool) -> Finished:
     failed_at = schedule.intervals(failed_at)
     recorder.ended(moment.record, kept, status, failed_at)
     record = recorder.filled(moment.record, kept)
+    warn_of_time(batch.bound, moment.state.x, status, failed_at)
     leaves = tuned_leaves(moment.state) if tuned else {}
     return Finished(
         recorder.position(moment.state.x),

@@ -4,6 +4,9 @@ A run along a Gaussian path starts from N(0, sigma(0)^2 I) in place of the law o
 `x_0 = alpha(0) x_1 + sigma(0) eps`. Where alpha(0) is 0 they are the same; else the data's part,
 alpha(0) D(x) by the model itself, has to be small beside the noise: of data far from the origin or
 of a large scale it is not, and the flow from there leads somewhere else, without a word.
+
+A run of which no chain survives the first interval is told at its end what time the model was
+given: a network of sigma, given t = 0, takes the logarithm of 0.
 """
 
 from __future__ import annotations
@@ -16,10 +19,11 @@ from torch import Tensor
 from scoretk.core.devices import wide
 from scoretk.core.rows import finite_rows
 from scoretk.core.warned import warn
+from scoretk.errors import Status
 from scoretk.fields.resolve import TimedField, of_rows
 from scoretk.run.asking import affordable
 
-__all__ = ["warn_of_base"]
+__all__ = ["warn_of_base", "warn_of_time"]
 
 ROWS, VALUES, SHARE = 4, 128, 5
 ABOUT = 1.4
@@ -67,6 +71,33 @@ def warn_of_base(bound: Any, x: Tensor, steps: int) -> None:
             f"takes the data for far from 0, or spread wider than {sigma / alpha:.3g}. Draws are of "
             f"another law. Scale the data to unit size, as paths suppose, or take a path with more "
             f"noise"
+        )
+
+
+def warn_of_time(bound: Any, x: Tensor, status: Tensor, failed_at: Tensor) -> None:
+    """Warn where all chains failed in the first interval, as the model has no answer at t = 0.
+
+    Args:
+        bound: The field as a solver receives it, with condition rows for the rows of x.
+        x: `(chains, *event_shape)`, where the chains were left.
+        status: The `Status` code of each, `(chains,)`.
+        failed_at: The interval in which each failed, `(chains,)`.
+    """
+    if not isinstance(bound, TimedField) or not x.numel():
+        return
+    if not bool(((status == int(Status.NONFINITE)) & (failed_at == 0)).all()):
+        return
+    first = torch.zeros(1, dtype=torch.int64, device=x.device)
+    try:
+        with torch.no_grad():
+            answer = of_rows(bound, first).predict(x.detach()[first], 0.0)
+    except Exception:  # noqa: BLE001 (a model that takes no single row)
+        return
+    if not bool(answer.isfinite().all()):
+        warn(
+            "all chains failed in the first interval: the model's answer at t = 0 is NaN or infinite. "
+            "It is given t in [0, 1], from noise to data. A network of sigma: scoretk.from_sigmas; of "
+            "timesteps: scoretk.from_timesteps; with noise at t = 1: scoretk.from_reversed_time"
         )
 
 

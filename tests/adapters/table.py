@@ -23,6 +23,7 @@ MODULES = (
     "adapters/test_transformers",
     "adapters/test_pretrained",
     "adapters/test_own_gradient",
+    "adapters/test_own_network",
 )
 """In the order of the page."""
 HEAD = "| bring | line | checked against | version | by |\n|---|---|---|---|---|\n"
