@@ -11,16 +11,20 @@ given: a network of sigma, given t = 0, takes the logarithm of 0.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from scoretk.core.anatomy import walk
 from scoretk.core.devices import wide
 from scoretk.core.rows import finite_rows
 from scoretk.core.warned import warn
 from scoretk.errors import Status
 from scoretk.fields.resolve import TimedField, of_rows
+from scoretk.fields.wrappers import Diffusion, Velocity
 from scoretk.run.asking import affordable
 
 __all__ = ["warn_of_base", "warn_of_time"]
@@ -75,7 +79,7 @@ def warn_of_base(bound: Any, x: Tensor, steps: int) -> None:
 
 
 def warn_of_time(bound: Any, x: Tensor, status: Tensor, failed_at: Tensor) -> None:
-    """Warn where all chains failed in the first interval, as the model has no answer at t = 0.
+    """Warn where all chains failed in the first interval, as a network has no answer at t = 0.
 
     Args:
         bound: The field as a solver receives it, with condition rows for the rows of x.
@@ -87,18 +91,21 @@ def warn_of_time(bound: Any, x: Tensor, status: Tensor, failed_at: Tensor) -> No
         return
     if not bool(((status == int(Status.NONFINITE)) & (failed_at == 0)).all()):
         return
-    first = torch.zeros(1, dtype=torch.int64, device=x.device)
-    try:
-        with torch.no_grad():
-            answer = of_rows(bound, first).predict(x.detach()[first], 0.0)
-    except Exception:  # noqa: BLE001 (a model that takes no single row)
-        return
-    if not bool(answer.isfinite().all()):
+    networks = [part for part in walk(bound.native) if isinstance(part, Diffusion | Velocity)]
+    if any(_is_silent(network, x.detach()[:1], bound.cond) for network in networks):
         warn(
-            "all chains failed in the first interval: the model's answer at t = 0 is NaN or infinite. "
-            "It is given t in [0, 1], from noise to data. A network of sigma: scoretk.from_sigmas; of "
+            "all chains failed in the first interval: the network's answer at t = 0 is NaN or infinite. "
+            "Diffusion and Velocity give t in [0, 1], from noise to data. Of sigma: scoretk.from_sigmas; of "
             "timesteps: scoretk.from_timesteps; with noise at t = 1: scoretk.from_reversed_time"
         )
+
+
+def _is_silent(network: Diffusion | Velocity, x: Tensor, cond: Mapping[str, Tensor]) -> bool:
+    """Whether a network's answer at t = 0 is not finite, with its conditions or without."""
+    for given in ({name: value[:1] for name, value in cond.items()}, {}):
+        with suppress(Exception), torch.no_grad():  # no single row, or other conditions
+            return not bool(network.predict(x, 0.0, **given).isfinite().all())
+    return False
 
 
 def root_mean_square(x: Tensor) -> float:
