@@ -17,7 +17,7 @@ from torch import Tensor
 from scoretk.adapters.schedules import Scheduled, each_time
 from scoretk.core.arguments import event_shape as as_event_shape
 from scoretk.core.keywords import explained
-from scoretk.fields.foreign import answered, misfit, owners
+from scoretk.fields.foreign import answered, misfit, owners, within
 from scoretk.fields.wrappers import Diffusion
 
 __all__ = ["from_azula"]
@@ -40,9 +40,9 @@ def from_azula(
     Raises:
         InvalidArgument: It is no such denoiser, or an argument does not fit.
     """
-    if ("azula", "Denoiser") not in owners(denoiser):
+    if ("azula", "Denoiser") not in owners(within(denoiser)):
         raise misfit("denoiser", denoiser, "an azula.denoise.Denoiser")
-    path = Scheduled(_Reversed(denoiser.schedule))
+    path = Scheduled(_Reversed(within(denoiser).schedule))
     net = _Mean(denoiser)
     return Diffusion(net, as_event_shape(event_shape), path, "data", autocast=autocast)
 
@@ -69,7 +69,7 @@ class _Mean:
 
     def __call__(self, x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
         one = len(t) > 0 and bool((t == t[0]).all())
-        if one or ("azula", "GaussianDenoiser") in owners(self.denoiser):
+        if one or ("azula", "GaussianDenoiser") in owners(within(self.denoiser)):
             return each_time(self._at, x, t, cond)
         return self._at(x, t, cond)
 

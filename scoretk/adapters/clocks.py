@@ -9,7 +9,6 @@ data - noise, which their pipelines negate. Nothing in a network's configuration
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,9 +20,9 @@ from torch import nn
 from scoretk.core.anatomy import modules_of
 from scoretk.core.arguments import finite
 from scoretk.errors import InvalidArgument
-from scoretk.fields.foreign import owners
+from scoretk.fields.foreign import owners, within
 
-__all__ = ["CLOCKS", "Clock", "clock_of", "within"]
+__all__ = ["CLOCKS", "Clock", "clock_of"]
 
 
 @dataclass(frozen=True)
@@ -124,19 +123,6 @@ CLOCKS: Mapping[str, Clock] = MappingProxyType(
     {name: clock for clock, names in _BY_CLOCK for name in names}
 )
 """The clock of each architecture of diffusers, by its class: what its pipelines hand over."""
-
-
-def within(network: Any) -> Any:
-    """The network within wrappers of Python and torch that pass all arguments on."""
-    while True:
-        if isinstance(network, functools.partial):
-            network = network.func
-            continue
-        of_torch = isinstance(network, nn.Module) and type(network).__module__.startswith("torch.")
-        inner = getattr(network, "_orig_mod", getattr(network, "module", None))
-        if not of_torch or not isinstance(inner, nn.Module):
-            return network
-        network = inner
 
 
 def clock_of(

@@ -49,7 +49,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from scoretk.adapters.clocks import clock_of, within
+from scoretk.adapters.clocks import clock_of
 from scoretk.core.arguments import count
 from scoretk.core.arguments import event_shape as as_event_shape
 from scoretk.core.devices import constant_like
@@ -59,7 +59,7 @@ from scoretk.core.warned import warn
 from scoretk.errors import InvalidArgument
 from scoretk.fields.base import Base
 from scoretk.fields.convert import convert, prediction_name
-from scoretk.fields.foreign import answered, misfit, owners
+from scoretk.fields.foreign import answered, misfit, owners, within
 from scoretk.fields.paths import EDM, GaussianPath, Linear, Tabulated
 from scoretk.fields.wrappers import Diffusion, GaussianPathField
 
@@ -74,6 +74,10 @@ FEW = 10
 
 LOWER_ORDER_BELOW = 15
 """The number of steps from which on diffusers' multistep methods keep their order in the last."""
+
+OF_DDIM = ("DDIMScheduler", "DDIMParallelScheduler")
+NEVER_CLIPPED = ("CogVideoX", "TCD")
+"""The beginnings of the names of schedulers that have `clip_sample` in their configuration only."""
 
 BY_LEVELS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas")
 """Settings by which a scheduler chooses levels, and finds timesteps for them."""
@@ -154,6 +158,8 @@ class DiffusersField(GaussianPathField):
             options: What `set_timesteps` takes besides, such as `mu` for a dynamic shift.
         """
         _warn_of_other_noise(self.scheduler)
+        if isinstance(self.convention, _Clipped):
+            _warn_of_half_clipped(self.scheduler)
         made = _with_steps(self.scheduler, count("steps", steps, least=1), **options)
         times: Tensor = self.convention.grid(made)
         return times.clamp(0, 1)
@@ -224,7 +230,7 @@ def from_diffusers(
             "one without dynamic thresholding, which is no prediction of a model",
             "clip=False leaves it out",
         )
-    if config.get("clip_sample") if clip is None else clip:
+    if _clips(scheduler) if clip is None else clip:
         convention = _Clipped(convention, float(config.get("clip_sample_range", 1.0)))
     net = _Network(network, convention, *_called(network))
     field = Diffusion(
@@ -377,6 +383,25 @@ def _warn_of_other_noise(scheduler: Any) -> None:
         )
 
 
+def _clips(scheduler: Any) -> bool:
+    """Whether a scheduler clips its prediction of the data."""
+    name = type(scheduler).__name__
+    return bool(scheduler.config.get("clip_sample")) and not name.startswith(NEVER_CLIPPED)
+
+
+def _warn_of_half_clipped(scheduler: Any) -> None:
+    """Warn where a scheduler clips the data and keeps the noise that was predicted with it."""
+    name = type(scheduler).__name__
+    if name.startswith(OF_DDIM):
+        reach = scheduler.config.get("clip_sample_range", 1.0)
+        warn(
+            f"{name} with clip_sample=True clips its prediction of the data to {reach} and keeps the "
+            f"noise of that without: where one is beyond, its own samples are others. The field's noise "
+            f"follows from the clipped data, as in step(..., use_clipped_model_output=True); clip=False "
+            f"clips nothing"
+        )
+
+
 def _warn_of_last_step(scheduler: Any) -> None:
     """Warn where a multistep method takes its last step at first order, and not to the data.
 
@@ -431,7 +456,7 @@ def _warn_of_uneven(scheduler: Any, timesteps: Tensor, table: int) -> None:
     """
     stride = table // len(timesteps)
     led, next_ones = timesteps - stride, timesteps[1:]
-    if "DDIMScheduler" in type(scheduler).__name__ and not (
+    if type(scheduler).__name__.startswith((*OF_DDIM, "CogVideoXDDIM")) and not (
         bool((led[:-1] == next_ones).all()) and float(led[-1]) < 0
     ):
         warn(
@@ -717,7 +742,7 @@ def _network_of(pipeline: Any) -> Any:
 
 
 def _shape_of(network: Any) -> tuple[int, ...]:
-    config = getattr(network, "config", {})
+    config = getattr(within(network), "config", {})
     channels, size = (
         config.get(name) if isinstance(config, Mapping) else None
         for name in ("in_channels", "sample_size")

@@ -19,7 +19,7 @@ from scoretk.core.arguments import event_shape as as_event_shape
 from scoretk.core.arguments import function
 from scoretk.core.keywords import explained
 from scoretk.errors import InvalidArgument
-from scoretk.fields.foreign import answered, misfit, owners
+from scoretk.fields.foreign import answered, misfit, owners, within
 from scoretk.fields.wrappers import Diffusion, Velocity
 
 __all__ = ["from_flow_matching"]
@@ -72,7 +72,7 @@ class _Named:
     net: Any
 
     def __call__(self, x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
-        if ("flow_matching", "ScheduleTransformedModel") in owners(self.net):
+        if ("flow_matching", "ScheduleTransformedModel") in owners(within(self.net)):
             return each_time(self._at, x, t, cond)
         try:
             return self._at(x, t, cond)

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -41,7 +42,7 @@ from scoretk.errors import InvalidArgument, MissingCapability
 from scoretk.fields.answers import check_asked
 from scoretk.fields.constrained import Constrained, constrained
 from scoretk.fields.distribution import draw_from, explicit
-from scoretk.fields.foreign import answered, no_field, owners
+from scoretk.fields.foreign import adapter_of, answered, no_field, owners, within
 from scoretk.fields.freelaws import unvalidated
 from scoretk.fields.gradient import grad_energy
 from scoretk.fields.protocols import NoiseSource, drawn
@@ -258,6 +259,14 @@ def from_flow(
         InvalidArgument: It is no such flow, its event shape is not known, or its density does not
             fall off where x is said to live.
     """
+    if isinstance(flow, partial) and adapter_of(flow) == "from_flow":
+        raise InvalidArgument(
+            "flow",
+            type(flow),
+            "the flow itself",
+            "What it is bound to is a condition: scoretk.from_flow(flow), and cond={name: rows}",
+        )
+    flow = within(flow)
     kind = next((_KINDS[owner] for owner in owners(flow) if owner in _KINDS), None)
     if kind is None:
         raise no_field("flow", flow, "a flow of zuko, nflows, normflows or FrEIA")

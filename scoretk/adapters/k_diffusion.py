@@ -16,7 +16,7 @@ from torch import Tensor
 
 from scoretk.core.keywords import explained
 from scoretk.fields.adapters import from_sigmas
-from scoretk.fields.foreign import adapter_of, answered, misfit
+from scoretk.fields.foreign import adapter_of, answered, misfit, within
 from scoretk.fields.paths import EDM, VE
 from scoretk.fields.wrappers import Diffusion
 
@@ -54,8 +54,9 @@ def from_k_diffusion(
             denoiser,
             "a wrapped model of k-diffusion, a Denoiser or a VDenoiser or of a discrete schedule",
         )
-    if path is None and hasattr(denoiser, "sigmas"):
-        path = EDM(float(denoiser.sigma_min), float(denoiser.sigma_max))
+    own = within(denoiser)
+    if path is None and hasattr(own, "sigmas"):
+        path = EDM(float(own.sigma_min), float(own.sigma_max))
     return from_sigmas(_Denoised(denoiser), event_shape, path, autocast=autocast)
 
 

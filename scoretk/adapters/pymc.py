@@ -8,7 +8,7 @@ JAX is installed, else by PyMC's compiled function, chain by chain.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from numbers import Number
@@ -24,6 +24,7 @@ from scoretk.adapters.jax import InJax, in_jax
 from scoretk.adapters.jaxprs import import_jax
 from scoretk.adapters.owned import Both, Owned, called, of_variables
 from scoretk.core.dependencies import required
+from scoretk.core.identity import without_addresses
 from scoretk.core.keywords import explained
 from scoretk.core.warned import warn
 from scoretk.errors import InvalidArgument
@@ -83,7 +84,9 @@ def from_pymc(model: Any) -> Constrained:
     function = plain.compile_fn(
         [plain.logp(), plain.dlogp()], inputs=plain.value_vars, point_fn=False
     )
-    compiled = _Compiled(function, [(v.name, v.dtype) for v in plain.value_vars], space)
+    arguments = tuple((v.name, str(v.dtype)) for v in plain.value_vars)
+    compiled = _Compiled(arguments, space, *_written(plain.logp()))
+    _COMPILED[compiled] = function
     return of_variables(Owned(compiled.value, compiled.both, called("from_pymc", model)), space)
 
 
@@ -162,16 +165,24 @@ class _Wide:
 class _Compiled:
     """PyMC's compiled log density and gradient, one chain at a time.
 
+    The function, which takes one value of each argument to the log density and the gradient in
+    them, side by side, is no part of this, as PyTensor's names count what was made before: what
+    tells models apart is what is written of the graph.
+
     Attributes:
-        function: Takes one value of each argument to the log density and the gradient in them,
-            side by side.
-        arguments: Their names and dtypes, in their order.
+        arguments: The names and dtypes of the function's arguments, in their order.
         space: The variables.
+        texts: The operations of the log density, each with the places of what it takes.
+        constants: The arrays in it.
     """
 
-    function: Any
-    arguments: list[tuple[str, str]]
+    arguments: tuple[tuple[str, str], ...]
     space: Variables
+    texts: tuple[str, ...]
+    constants: tuple[Any, ...]
+
+    def __deepcopy__(self, memo: Any) -> _Compiled:
+        return self
 
     def value(self, x: Tensor) -> Tensor:
         """`log p(x)`, `(batch,)`."""
@@ -188,11 +199,68 @@ class _Compiled:
     def _at(self, row: Tensor) -> Both:
         point = self.space.layout.split(row[None])
         given = [point[name][0].numpy().astype(dtype) for name, dtype in self.arguments]
-        value, gradient = self.function(*given)
+        value, gradient = _COMPILED[self](*given)
         parts = torch.as_tensor(gradient).double().split([part.size for part in given])
         by_name = dict(zip((name for name, _ in self.arguments), parts, strict=True))
         joined = torch.cat([by_name[name] for name in self.space.names])
         return torch.tensor(float(value), dtype=torch.float64), joined
+
+
+_COMPILED: WeakKeyDictionary[_Compiled, Callable[..., Any]] = WeakKeyDictionary()
+
+
+def _written(*outputs: Any) -> tuple[tuple[str, ...], tuple[Any, ...]]:
+    """What a graph of PyTensor computes, without the names that count what was made before.
+
+    Args:
+        outputs: Its results.
+
+    Returns:
+        A text for each variable, with the places of those that it is computed from; and the arrays
+        of constants and of what is shared.
+    """
+    order = _in_order(outputs)
+    places = {variable: i for i, variable in enumerate(order)}
+    texts: list[str] = []
+    arrays: list[Any] = []
+    for variable in order:
+        owner = variable.owner
+        if owner is not None:
+            taken = [places[v] for v in owner.inputs]
+            texts.append(f"{variable.index} of {_of_operation(owner.op)} of {taken}")
+            inside = getattr(owner.op, "fgraph", None)
+            if inside is not None:
+                inner, held = _written(*inside.outputs)
+                texts.extend(inner)
+                arrays.extend(held)
+        elif hasattr(variable, "data") or hasattr(variable, "get_value"):
+            texts.append(str(variable.type))
+            arrays.append(variable.data if hasattr(variable, "data") else variable.get_value())
+        else:
+            texts.append(f"{variable.type} {variable.name}")
+    texts.append(f"results {[places[v] for v in outputs]}")
+    return tuple(texts), tuple(arrays)
+
+
+def _in_order(outputs: Iterable[Any]) -> list[Any]:
+    """The variables of a graph of PyTensor, each after those that it is computed from."""
+    found: dict[Any, None] = {}
+    left = [*outputs][::-1]
+    while left:
+        here = left[-1]
+        taken = [] if here.owner is None else here.owner.inputs
+        missing = [] if here in found else [v for v in taken if v not in found]
+        if missing:
+            left.extend(reversed(missing))
+        else:
+            found[left.pop()] = None
+    return list(found)
+
+
+def _of_operation(op: Any) -> str:
+    """An operation of PyTensor in words: its class, what it says of itself, and its settings."""
+    settings = {name: str(getattr(op, name, None)) for name in getattr(op, "__props__", None) or ()}
+    return without_addresses(f"{type(op).__name__} {op} {settings}")
 
 
 def _variable(model: Any, rv: Any, start: Any) -> Variable:

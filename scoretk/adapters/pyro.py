@@ -25,6 +25,7 @@ from scoretk.adapters.owned import (
 )
 from scoretk.core.anatomy import asked
 from scoretk.core.dependencies import required
+from scoretk.core.rows import row_sum
 from scoretk.errors import InvalidArgument
 from scoretk.fields.foreign import unfit
 from scoretk.fields.layout import Variable, variable_name
@@ -77,11 +78,13 @@ def from_pyro(model: Callable[..., Any], /, *args: Any, **options: Any) -> Energ
                 )
     specs = {name: _variable(name, site) for name, site in first.items()}
     one = _OnePoint(poutine, model, args, options, frozenset(first))
-    points = {n: torch.stack([s["value"], others[0][n]["value"]]) for n, s in first.items()}
+    values = {n: torch.stack([run[n]["value"] for run in (first, *others)]) for n in first}
+    points = {n: rows[:2] for n, rows in values.items()}
     with generators_kept(), torch.no_grad():  # it may draw, and is refused then
         check_repeats("model", lambda: one({name: rows[0] for name, rows in points.items()}))
     energy = _Together(one) if _is_mapped(one, points) else _OneByOne(one)
-    return Energy(energy, variables=variables_of(specs, variable_name))  # type: ignore[arg-type]
+    made = _Flat(energy) if _is_constant(energy, values) else energy
+    return Energy(made, variables=variables_of(specs, variable_name))  # type: ignore[arg-type]
 
 
 def _is_mapped(one: _OnePoint, points: dict[str, Tensor]) -> bool:
@@ -94,6 +97,13 @@ def _is_mapped(one: _OnePoint, points: dict[str, Tensor]) -> bool:
     with torch.no_grad():
         alone = _OneByOne(one)(**points)
     return torch.allclose(together, alone, rtol=1e-4, atol=1e-4, equal_nan=True)
+
+
+def _is_constant(energy: _Together | _OneByOne, points: dict[str, Tensor]) -> bool:
+    """Whether a density has no gradient since it is the same at all points."""
+    with torch.enable_grad():
+        found = energy(**{name: rows.detach().requires_grad_() for name, rows in points.items()})
+    return not found.requires_grad and bool((found == found[0]).all())
 
 
 def _latent(poutine: Any, model: Any, started: Any, given: Any, seed: int) -> dict[str, Any]:
@@ -253,6 +263,20 @@ class _OneByOne:
     def __call__(self, **values: Tensor) -> Tensor:
         n = len(next(iter(values.values())))
         return torch.stack([self.one({k: v[i] for k, v in values.items()}) for i in range(n)])
+
+
+@dataclass(frozen=True, eq=False)
+class _Flat:
+    """The energy of a model whose density is constant in its sites: its gradient is 0, not absent."""
+
+    energy: _Together | _OneByOne
+
+    def __repr__(self) -> str:
+        return repr(self.energy)
+
+    def __call__(self, **values: Tensor) -> Tensor:
+        slopes = torch.stack([0.0 * row_sum(value) for value in values.values()]).sum(0)
+        return self.energy(**values) + slopes
 
 
 @contextmanager

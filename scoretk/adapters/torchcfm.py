@@ -30,7 +30,7 @@ from scoretk.core.arguments import event_shape as as_event_shape
 from scoretk.core.arguments import function
 from scoretk.core.keywords import explained
 from scoretk.errors import InvalidArgument
-from scoretk.fields.foreign import answered, owners
+from scoretk.fields.foreign import answered, owners, within
 from scoretk.fields.paths import Cosine, GaussianPath, Linear
 from scoretk.fields.wrappers import Diffusion, Velocity
 
@@ -67,7 +67,7 @@ def from_torchcfm(
         InvalidArgument: The matcher is not known, or an argument does not fit.
     """
     shape = as_event_shape(event_shape)
-    flat = ("torchcfm", "MLP") in owners(model)
+    flat = ("torchcfm", "MLP") in owners(within(model))
     function("model", model, "model(rows)" if flat else "model(t, x, **cond)")
     net: Callable[..., Tensor] = _OnRows(model) if flat else _TimeFirst(model)
     path = _path(matcher)

@@ -17,7 +17,8 @@ one pass of the model for each site.
 A model is asked by embeddings, of which a one-hot row picks one and any other row a mixture. They are
 what its embedding layer says of every token, as some layers scale what they hold. That this is the
 model that token ids ask, and that a causal one is causal, is tried on random texts when the field
-is made.
+is made. Some models, RoBERTa's kind, count positions by ids: a pad token has none, and is left out of the
+count. They are told the positions of the text that a row is nearest to.
 
 References:
     Besag, "Statistical analysis of non-lattice data" (1975): the pseudo-likelihood.
@@ -30,6 +31,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -43,14 +45,18 @@ from scoretk.core.devices import on
 from scoretk.core.keywords import explained
 from scoretk.core.rows import row_sum
 from scoretk.core.streams import Stream
+from scoretk.core.warned import warn
 from scoretk.errors import InvalidArgument, MissingCapability
 from scoretk.fields.answers import check_asked
-from scoretk.fields.foreign import answered, misfit, owners
+from scoretk.fields.foreign import answered, misfit, owners, within
 from scoretk.fields.gradient import grad_energy
 from scoretk.fields.protocols import NoiseSource, drawn
 from scoretk.fields.states import pick, uniform_states
 
 __all__ = ["LanguageField", "from_language_model"]
+
+CLOSE = 4.0
+"""How near answers by embeddings are to those by ids, in roots of the dtype's precision."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +70,7 @@ class LanguageField:
         template: The ids of the text, `(length,)`, -1 where they are free.
         after: The ids after the text, `(k,)`.
         mask: The id of the mask token, of a masked model.
+        pad: The id that is not counted among the positions; None where all are.
     """
 
     lm: Any
@@ -72,6 +79,7 @@ class LanguageField:
     template: Tensor
     after: Tensor
     mask: int | None = None
+    pad: int | None = None
 
     states = "one-hot"
 
@@ -197,22 +205,32 @@ class LanguageField:
         first, last = (part.expand(len(rows), -1, -1) for part in (before, after))
         return torch.cat([first, rows.to(table) @ table, last], 1)
 
+    def _whole(self, rows: Tensor) -> Tensor:
+        """The ids of texts, with what stands before and after them, `(batch, whole)`."""
+        first, last = (
+            on(ids, rows.device).expand(len(rows), -1) for ids in (self.before, self.after)
+        )
+        return torch.cat([first, rows.argmax(-1), last], 1)
+
     def _causal(self, x: Tensor) -> Tensor:
         rows, k = self._rows(x), len(self.before)
         seen = self._embedded(rows, self._table())[:, :-1]
-        logits = self.lm(inputs_embeds=seen).logits[:, k - 1 :]
+        logits = _logits(self.lm, seen, self._whole(rows)[:, :-1], self.pad)[:, k - 1 :]
         return row_sum(torch.log_softmax(logits.to(x), -1) * rows)
 
     def _masked(self, x: Tensor) -> Tensor:
         rows, k = self._rows(x), len(self.before)
         table = self._table()
         seen, length, mask = self._embedded(rows, table), rows.shape[1], table[self.mask]
+        whole = self._whole(rows)
+        hidden_id = torch.tensor([[self.mask]], device=rows.device).expand(len(x), 1)
         total = x.new_zeros(len(x))
         for i in range(length):
             hidden = torch.cat(
                 [seen[:, : k + i], mask.expand(len(x), 1, -1), seen[:, k + i + 1 :]], 1
             )
-            logits = self.lm(inputs_embeds=hidden).logits[:, k + i]
+            ids = torch.cat([whole[:, : k + i], hidden_id, whole[:, k + i + 1 :]], 1)
+            logits = _logits(self.lm, hidden, ids, self.pad)[:, k + i]
             total = total + (torch.log_softmax(logits.to(x), -1) * rows[:, i]).sum(-1)
         return total
 
@@ -245,14 +263,14 @@ class LanguageField:
         with left_as_found(self.lm):
             try:
                 by_ids = self.lm(input_ids=ids).logits
-                found = self.lm(inputs_embeds=self._embedded(rows, self._table())).logits
+                found = _logits(self.lm, self._embedded(rows, self._table()), ids, self.pad)
                 last_other = torch.cat([ids[:, :-1], (ids[:, -1:] + 1) % vocabulary], 1)
                 before = by_ids if self.masked else self.lm(input_ids=last_other).logits
             except Exception as error:  # whatever a model of its own kind raises
                 raise _refused(self.lm, f"It cannot be asked: {error!r}") from error
         if by_ids.shape[-1] != vocabulary:
             raise _refused(self.lm, f"It answers with {by_ids.shape[-1]} of {vocabulary} tokens")
-        if not _alike(found, by_ids, 4 * torch.finfo(found.dtype).eps ** 0.5):
+        if not _alike(found, by_ids, CLOSE * torch.finfo(found.dtype).eps ** 0.5):
             raise _refused(self.lm, "It answers otherwise to embeddings than to token ids")
         rounding = 32 * torch.finfo(found.dtype).eps  # of the same arithmetic on the same numbers
         if not _alike(before[:, :-1], by_ids[:, :-1], rounding):
@@ -289,8 +307,14 @@ def from_language_model(
 
     Raises:
         InvalidArgument: An argument does not fit, or the model has no head over tokens.
+
+    Warns:
+        UserWarning: Texts that hold the pad token are others for it by token ids than by embeddings.
     """
-    kinds = [name for _, name in owners(lm)]
+    if isinstance(lm, partial):
+        raise InvalidArgument("lm", type(lm), "a model without arguments that are bound to it")
+    kinds = [name for _, name in owners(within(lm))]
+    lm = lm if hasattr(lm, "get_input_embeddings") else within(lm)
     if not callable(getattr(lm, "get_input_embeddings", None)):
         raise misfit("lm", lm, "a language model of transformers")
     masked = any("ForMaskedLM" in name for name in kinds)
@@ -325,7 +349,8 @@ def from_language_model(
             lead.append(template.pop(0))
     if all(i >= 0 for i in template) or max([*template, *lead]) >= vocabulary:
         raise InvalidArgument("constraint", constraint, f"ids below {vocabulary}, some place free")
-    _check_length(lm, length, len(lead) + len(template) + len(trail))
+    pad = _uncounted(lm)
+    _check_length(lm, length, len(lead) + len(template) + len(trail), pad)
     field = LanguageField(
         lm,
         masked,
@@ -333,18 +358,75 @@ def from_language_model(
         torch.tensor(template, dtype=torch.int64),
         torch.tensor(trail, dtype=torch.int64),
         mask if masked else None,
+        pad,
     )
     field._check()
     return field
 
 
-def _check_length(lm: Any, length: int, whole: int) -> None:
+def _logits(lm: Any, embedded: Tensor, ids: Tensor, pad: int | None) -> Tensor:
+    """What a model says of embedded texts, `(batch, k, vocabulary)`.
+
+    Args:
+        lm: The model.
+        embedded: The texts, `(batch, k, d)`.
+        ids: Their ids, `(batch, k)`.
+        pad: The id that is not counted among the positions; None where all are.
+    """
+    if pad is None:
+        found: Tensor = lm(inputs_embeds=embedded).logits
+        return found
+    counted = on(ids != pad, embedded.device).long()
+    found = lm(inputs_embeds=embedded, position_ids=counted.cumsum(1) * counted + pad).logits
+    return found
+
+
+@torch.no_grad()
+def _uncounted(lm: Any) -> int | None:
+    """The id of the pad token, of a model that does not count it among the positions.
+
+    Warns:
+        UserWarning: Texts with the pad token are others by ids, in a way that is not known.
+    """
+    pad: Any = getattr(lm.config, "pad_token_id", None)
+    vocabulary = _vocabulary(lm)
+    if not is_integer(pad) or not 0 <= pad < vocabulary or vocabulary == 1:
+        return None
+    device = lm.get_input_embeddings().weight.device
+    # within: transformers logs advice about one at an end
+    ids = torch.tensor([[pad - 1, pad, pad + 1, pad - 1]], device=device) % vocabulary
+    with left_as_found(lm):
+        try:
+            if _is_asked_alike(lm, ids, None):
+                return None
+            if _is_asked_alike(lm, ids, pad):
+                return int(pad)
+            without = _is_asked_alike(lm, ids[:, ::2], None)
+        except Exception:  # noqa: BLE001 (whatever a model of its own kind raises: it is told later)
+            return None
+    if without:
+        warn(
+            f"from_language_model: texts that hold the pad token, {pad}, are others for a "
+            f"{type(lm).__name__} by token ids than by embeddings, by which this field asks it"
+        )
+    return None
+
+
+def _is_asked_alike(lm: Any, ids: Tensor, pad: int | None) -> bool:
+    """Whether a model says the same of texts by their embeddings as by their ids."""
+    by_ids = lm(input_ids=ids).logits
+    found = _logits(lm, lm.get_input_embeddings()(ids), ids, pad)
+    return _alike(found, by_ids, CLOSE * torch.finfo(by_ids.dtype).eps ** 0.5)
+
+
+def _check_length(lm: Any, length: int, whole: int, pad: int | None) -> None:
     """Check that a text, with what stands beside it, has no more tokens than a model has positions.
 
     Args:
         lm: The model, whose configuration may say how many it has.
         length: How many tokens the text has.
         whole: How many it has with those before and after it.
+        pad: The id behind whose own position the model counts; None where it counts from 0.
 
     Raises:
         InvalidArgument: It is.
@@ -352,6 +434,7 @@ def _check_length(lm: Any, length: int, whole: int) -> None:
     names = ("max_position_embeddings", "n_positions")
     stated = (getattr(lm.config, name, None) for name in names)
     most = next((int(n) for n in stated if n is not None and is_integer(n)), 0)
+    most -= 0 if pad is None else pad + 1
     beside = whole - length
     if 0 < most < whole:
         taken = f", of which {beside} are for tokens beside the text" if beside else ""

@@ -14,7 +14,7 @@ from traceback import walk_tb
 from types import FunctionType, MappingProxyType, MethodType, ModuleType
 from typing import Any, TypeVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from scoretk.core.anatomy import asked
 from scoretk.core.arguments import function
@@ -36,6 +36,7 @@ __all__ = [
     "unfit",
     "user_function",
     "ways",
+    "within",
 ]
 
 ADAPTERS: Mapping[tuple[str, str], str] = MappingProxyType(
@@ -148,9 +149,26 @@ _NAMED = (
 def adapter_of(value: object) -> str | None:
     """The name of the adapter that makes a field of an object; None where none is known.
 
-    The nearest class decides: zuko's flows are torch distributions too.
+    The nearest class decides: zuko's flows are torch distributions too. Of a wrapper it is that of
+    what it holds.
     """
-    return next((ADAPTERS[owner] for owner in owners(value) if owner in ADAPTERS), None)
+    return next((ADAPTERS[owner] for owner in owners(within(value)) if owner in ADAPTERS), None)
+
+
+def within(network: Any) -> Any:
+    """The object within wrappers of Python and torch that pass all arguments on.
+
+    Such as `partial`, what `torch.compile` returns, and `DataParallel`.
+    """
+    while True:
+        if isinstance(network, partial):
+            network = network.func
+            continue
+        of_torch = isinstance(network, nn.Module) and type(network).__module__.startswith("torch.")
+        inner = getattr(network, "_orig_mod", getattr(network, "module", None))
+        if not of_torch or not isinstance(inner, nn.Module):
+            return network
+        network = inner
 
 
 def owners(value: object) -> list[tuple[str, str]]:

@@ -261,6 +261,38 @@ def test_clipping_is_the_schedulers(kind):
         assert apart(ours(field, "ddpm", noise()), expected) < 1e-4
 
 
+@pytest.mark.parametrize("name", ["DDIMScheduler", "DDIMParallelScheduler"])
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+def test_what_ddim_clips_by_half_is_told(name, kind):
+    """It keeps the noise that was predicted with the data that it clips, if not told otherwise."""
+    made = scheduler(name, prediction_type=kind, clip_sample=True, clip_sample_range=0.2)
+    field, x = stk.from_diffusers(NET, made, SHAPE), noise()
+    with pytest.warns(UserWarning, match="keeps the noise of that without"):
+        found = ours(field, "ddim", x)
+    made.set_timesteps(STEPS)
+    ways = {}
+    for clipped in (True, False):
+        y = x
+        for k in made.timesteps:
+            with torch.no_grad():
+                said = NET(y, k).sample
+            y = made.step(said, k, y, use_clipped_model_output=clipped).prev_sample
+        ways[clipped] = apart(found, y)
+    assert ways[True] < 1e-4 < 1e-2 < ways[False]
+
+
+def test_what_only_stands_in_a_configuration_clips_nothing():
+    """CogVideoX's DDIM has clip_sample=True by default, and never clips."""
+    made, x = scheduler("CogVideoXDDIMScheduler"), noise()
+    field = stk.from_diffusers(NET, made, SHAPE)
+    made.set_timesteps(STEPS)
+    y = x
+    for k in made.timesteps:
+        with torch.no_grad():
+            y = made.step(NET(y, k).sample, k, y).prev_sample
+    assert apart(ours(field, "ddim", x), y) < 1e-4
+
+
 @pytest.mark.parametrize("variance", ["learned", "learned_range"])
 def test_a_learned_variance_is_split_off_as_the_scheduler_does(variance):
     """The last step of DDPM draws no noise: of it all that is seen is the mean."""

@@ -15,6 +15,7 @@ from scoretk.conformance import check_model
 from scoretk.errors import InvalidArgument, UnknownName
 from scoretk.fields import PREDICTIONS, foreign
 from scoretk.fields.convert import ALSO_KNOWN_AS, prediction_name
+from tests.adapters.test_flows import importing
 
 NORMAL = td.MultivariateNormal(torch.zeros(2), torch.eye(2))
 PLAIN = stk.Energy(lambda x: x.square().sum(1) / 2, (2,))
@@ -268,3 +269,18 @@ def test_an_unknown_prediction_is_told_the_names_of_other_packages():
         stk.Diffusion(lambda x, t: x, (1,), predicts="eps_pred")
     for alias, ours in ALSO_KNOWN_AS.items():
         assert re.search(rf"{ours} is also [^;]*\b{alias}\b", str(refused.value))
+
+
+def test_wrappers_of_torch_and_python_are_looked_through():
+    zuko = importing("zuko")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        flow, of_rows = zuko.flows.NSF(2, hidden_features=[4]), zuko.flows.NSF(2, 1)
+    x = torch.tensor([[0.3, -1.0]])
+    expected = stk.from_flow(flow).log_prob(x)
+    held = torch.nn.DataParallel(flow)
+    torch.testing.assert_close(stk.from_(held).log_prob(x), expected)
+    with pytest.raises(InvalidArgument, match="bound to is a condition"):
+        stk.from_(functools.partial(of_rows, torch.zeros(1)))
+    with pytest.raises(InvalidArgument, match=r"DataParallel: scoretk\.from_flow makes"):
+        stk.sample(held, chains=2)

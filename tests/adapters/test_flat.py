@@ -112,3 +112,32 @@ def test_the_posterior_of_a_mean_with_a_flat_prior_is_known():
     x = torch.linspace(0, 4, 9)[:, None]
     gap = -field.energy(x) - td.Normal(Y.mean(), 1 / math.sqrt(len(Y))).log_prob(x[:, 0])
     torch.testing.assert_close(gap, gap[:1].expand(9), rtol=1e-4, atol=1e-4)
+
+
+def test_a_model_of_pyro_that_is_flat_in_its_sites_is_sampled():
+    """Uniforms without data: the density is known, and its gradient is 0."""
+    pyro = importing("pyro")
+
+    def model():
+        pyro.sample("a", pyro.distributions.Uniform(2.0, 6.0))
+        pyro.sample("b", pyro.distributions.Uniform(torch.zeros(2), 1.0).to_event(1))
+
+    field = stk.from_pyro(model)
+    x = torch.tensor([[3.0, 0.2, 0.9], [5.0, 0.5, 0.1]])
+    inner = field.field
+    torch.testing.assert_close(inner.energy(x), torch.full((2,), 4.0).log())
+    assert bool((inner.score(x) == 0).all())
+    draws = stk.sample(field, "nuts", chains=8, steps=20, warmup=20)
+    assert draws.failures == {}
+    assert bool(((draws["a"] > 2) & (draws["a"] < 6)).all())
+
+
+def test_a_density_that_is_detached_from_its_sites_is_still_refused():
+    pyro = importing("pyro")
+
+    def model():
+        a = pyro.sample("a", pyro.distributions.Uniform(0.0, 1.0))
+        pyro.factor("away", -(a.detach() ** 2))
+
+    with pytest.raises(InvalidArgument, match="that torch can differentiate"):
+        stk.from_pyro(model).score(torch.zeros(2, 1))

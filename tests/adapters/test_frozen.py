@@ -1,6 +1,7 @@
 """A function of JAX is taken as it is when the field is made: its data, its code, in both precisions."""
 
 import dataclasses
+import importlib.util
 from functools import partial
 
 import numpy as np
@@ -11,7 +12,7 @@ import scoretk as stk
 from scoretk.adapters import jaxprs
 from scoretk.core import anatomy, identity
 from scoretk.core.identity import Identity
-from scoretk.errors import ScoretkError
+from scoretk.errors import CheckpointError, ScoretkError
 from tests.adapters.test_flows import importing
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
@@ -234,6 +235,35 @@ def test_models_of_pymc_that_are_alike_are_one():
 
     first, again, other = (of(np.array([1.0, y])) for y in (2.0, 2.0, 2.5))
     assert digest(first) == digest(again) != digest(other)
+
+
+@pytest.mark.slow
+def test_so_are_those_that_pymc_computes_itself(monkeypatch, tmp_path):
+    """Without JAX: a run of a model that is made again is taken up, and of no other one."""
+    pymc = importing("pymc")
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *a: None if name == "jax" else find(name, *a)
+    )
+
+    def of(y=2.0, spread=1.0, group=(0, 1), turned=False, rho=0.5):
+        with pymc.Model() as model:
+            mu = pymc.Normal("mu", 0.0, 5.0, shape=2)
+            mean = (mu[::-1] if turned else mu)[np.array(group)]
+            pymc.Normal("y", mean, spread, observed=pymc.Data("data", np.array([1.0, y])))
+            start = pymc.Normal.dist(0.0, 1.0, size=1)
+            pymc.AR("x", rho=[rho], sigma=1.0, steps=2, init_dist=start)  # a scan
+        return stk.from_pymc(model)
+
+    first = of()
+    assert digest(first) == digest(of())
+    for other in ({"y": 2.5}, {"spread": 2.0}, {"group": (1, 0)}, {"turned": True}, {"rho": 0.6}):
+        assert digest(of(**other)) != digest(first), other
+    run = {"solver": stk.MALA(0.1), "chains": 2, "checkpoint": tmp_path / "run"}
+    begun = stk.sample(first, steps=2, **run)
+    assert torch.equal(stk.sample(of(), steps=3, **run).x[:, :2], begun.x)
+    with pytest.raises(CheckpointError, match="another run"):
+        stk.sample(of(y=2.5), steps=4, **run)
 
 
 def test_a_model_of_pymc_leaves_jaxs_precision_alone():

@@ -3,6 +3,7 @@
 import itertools
 import math
 import warnings
+from functools import partial
 
 import pytest
 import torch
@@ -224,6 +225,9 @@ MODELS = {
     "RwkvForCausalLM": ("RwkvConfig", {"hidden_size": 32, "num_hidden_layers": 2}),
     "BertLMHeadModel": ("BertConfig", SMALL | {"is_decoder": True}),
     "BertForMaskedLM": ("BertConfig", SMALL),
+    "RobertaForCausalLM": (
+        "RobertaConfig", SMALL | MASKED | {"is_decoder": True, "max_position_embeddings": 32}
+    ),
     "RobertaForMaskedLM": ("RobertaConfig", SMALL | MASKED | {"max_position_embeddings": 32}),
     "DistilBertForMaskedLM": (
         "DistilBertConfig", {"dim": 8, "n_layers": 1, "n_heads": 2, "hidden_dim": 16}
@@ -268,6 +272,55 @@ def test_the_energy_is_that_of_token_ids(transformers, name):
     ids = torch.randint(3, 11, (6, L), generator=torch.Generator().manual_seed(5))
     expected = by_ids(lm, ids, [0, 5], given.get("mask"))
     torch.testing.assert_close(-field.energy(field.one_hot(ids)), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["RobertaForMaskedLM", "RobertaForCausalLM", "GPT2LMHeadModel"])
+def test_a_pad_token_in_the_text_has_the_position_that_it_has_by_ids(transformers, name):
+    """RoBERTa's kind leaves it out of the count, and gives it a position of its own."""
+    lm = model(transformers, name)
+    pad = lm.config.pad_token_id
+    given = {"before": [0, 5], "mask": 3} if "Masked" in name else {"before": [0, 5]}
+    field = stk.from_language_model(lm, L, **given)
+    ids = torch.tensor([[4, pad, 6], [pad, pad, 7], [8, 9, pad], [8, 9, 4]])
+    x = field.one_hot(ids)
+    expected = by_ids(lm, ids, [0, 5], given.get("mask"))
+    torch.testing.assert_close(-field.energy(x), expected, rtol=1e-4, atol=1e-4)
+    assert field.score(x).shape == x.shape
+    within = stk.from_language_model(lm, L, {1: pad}, **given)
+    torch.testing.assert_close(-within.energy(x[:1, [0, 2]]), expected[:1], rtol=1e-4, atol=1e-4)
+
+
+def test_a_pad_token_that_is_another_one_by_ids_is_told(transformers, monkeypatch):
+    lm = model(transformers, "BertForMaskedLM")
+    forward = lm.forward
+
+    def other(input_ids=None, **given):
+        found = forward(input_ids=input_ids, **given)
+        if input_ids is not None:
+            found.logits = found.logits + (input_ids == 2).sum()
+        return found
+
+    monkeypatch.setattr(lm, "forward", other)
+    with pytest.warns(UserWarning, match="hold the pad token, 2, are others"):
+        stk.from_language_model(lm, L, before=[0], mask=3)
+
+
+def test_positions_that_are_counted_from_behind_the_pad_token_are_fewer(transformers):
+    lm = model(transformers, "RobertaForMaskedLM")
+    assert stk.from_language_model(lm, 30, mask=3).event_shape == (30, 11)  # of 32, and pad is 1
+    with pytest.raises(InvalidArgument, match="length 31 exceeds the model's 30 positions"):
+        stk.from_language_model(lm, 31, mask=3)
+
+
+def test_a_model_within_a_wrapper_of_torchs_is_the_same_field(transformers, gpt2):
+    ids = torch.tensor([[1, 2, 0]])
+    for held in (torch.compile(gpt2, backend="eager"), torch.nn.DataParallel(gpt2)):
+        field, plain = stk.from_(held, L), stk.from_(gpt2, L)
+        x = plain.one_hot(ids)
+        with torch.no_grad():
+            torch.testing.assert_close(field.energy(x), plain.energy(x))
+    with pytest.raises(InvalidArgument, match="without arguments that are bound"):
+        stk.from_(partial(gpt2, use_cache=False), L)
 
 
 @pytest.mark.parametrize("name", ["LlamaForCausalLM", "Gemma3ForCausalLM", "BertForMaskedLM"])
