@@ -102,18 +102,21 @@ def _without_initial_values(model: Any) -> Iterator[None]:
 
 
 @contextmanager
-def _precision_kept() -> Iterator[None]:
-    """JAX's own default, which PyTensor turns to 64 bits for the whole process, comes back."""
-    config = import_jax().config
-    before = config.jax_enable_x64
+def _wide_meanwhile() -> Iterator[None]:
+    """64 bits in JAX, as PyTensor's graphs have; it turns them on for the whole process, when it first
+    meets JAX alone. Its arrays would be rounded without them; the process's own default comes back.
+    """
+    jax = import_jax()
+    config, before = jax.config, jax.config.jax_enable_x64
     try:
-        yield
+        with jax.enable_x64(True):
+            yield
     finally:
         config.update("jax_enable_x64", before)
 
 
 def _by_jax(plain: Any, space: Variables) -> Owned:
-    with _precision_kept():
+    with _wide_meanwhile():
         from pymc.sampling.jax import get_jaxified_graph
 
         function = get_jaxified_graph(inputs=plain.value_vars, outputs=[plain.logp()])

@@ -233,8 +233,14 @@ def test_models_of_pymc_that_are_alike_are_one():
             pymc.Normal("y", mu, 1.0, observed=pymc.Data("data", y))
         return stk.from_pymc(model)
 
-    first, again, other = (of(np.array([1.0, y])) for y in (2.0, 2.0, 2.5))
+    first, again, other = (of(np.array([1.0, y])) for y in (2 / 3, 2 / 3, 2.5))
     assert digest(first) == digest(again) != digest(other)
+    x = torch.tensor([[1 / 7]], dtype=torch.float64)
+    normal = torch.distributions.Normal
+    data = torch.tensor([1.0, 2 / 3], dtype=torch.float64)
+    expected = -normal(0.0, 5.0).log_prob(x[0, 0]) - normal(x[0, 0], 1.0).log_prob(data).sum()
+    for field in (first, again):  # as exact, whichever model of the process it is
+        torch.testing.assert_close(field.energy(x)[0], expected, rtol=1e-14, atol=0)
 
 
 @pytest.mark.slow
