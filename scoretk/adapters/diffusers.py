@@ -18,7 +18,7 @@ its architecture (`scoretk.adapters.clocks`). The steps of a scheduler are `fiel
 
     DDIM             ProbabilityFlow("ddim")       Euler, FlowMatchEuler     ProbabilityFlow("euler")
     DDPM             ReverseSDE("ddpm")            Heun                      ProbabilityFlow("heun")
-    DPMSolver++(2M)  ProbabilityFlow("dpmpp_2m")
+    DPMSolver++(2M)  ProbabilityFlow("dpmpp_2m")   FlowMatchHeun             ProbabilityFlow("trapezoid")
 
 Some schedulers round the timesteps that they find for their levels, and some cut them; which, is seen
 by the steps that one sets.

@@ -334,6 +334,20 @@ def test_flow_matching_is_reproduced(options):
         assert apart(found, theirs(made, net, noise(), **mu)) < 1e-4
 
 
+@pytest.mark.parametrize("kind", ["NET", "exact"])
+def test_heun_on_a_line_is_in_its_time(kind):
+    made = scheduler("FlowMatchHeunDiscreteScheduler")
+    net = NET if kind == "NET" else flow_of(made)
+    field = stk.from_diffusers(net, made, SHAPE)
+    with torch.no_grad():
+        expected = theirs(made, net, noise())
+    methods = {"trapezoid": True, "heun": False}
+    for method, same in methods.items():
+        solver = stk.ProbabilityFlow(method, grid=field.grid(STEPS))
+        found = stk.sample(field, solver, chains=CHAINS, init=noise()).final
+        assert (apart(found, expected) < 1e-4) is same
+
+
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
 def test_edm_is_reproduced(kind):
     made = scheduler("EDMEulerScheduler", prediction_type=kind)
