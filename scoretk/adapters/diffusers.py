@@ -158,9 +158,9 @@ class DiffusersField(GaussianPathField):
             options: What `set_timesteps` takes besides, such as `mu` for a dynamic shift.
         """
         _warn_of_other_noise(self.scheduler)
+        made = _with_steps(self.scheduler, count("steps", steps, least=1), **options)
         if isinstance(self.convention, _Clipped):
             _warn_of_half_clipped(self.scheduler)
-        made = _with_steps(self.scheduler, count("steps", steps, least=1), **options)
         times: Tensor = self.convention.grid(made)
         return times.clamp(0, 1)
 

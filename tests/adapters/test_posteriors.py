@@ -708,7 +708,7 @@ class TestPymc:
 
     def test_a_mini_batch_is_refused(self):
         pm = importing("pymc")
-        part = pm.Minibatch(torch.zeros(8).numpy(), batch_size=3)
+        part = pm.Minibatch(torch.zeros(8).double().numpy(), batch_size=3)
         with pm.Model() as model:
             pm.Normal("y", pm.Normal("mu"), 1.0, observed=part, total_size=8)
         with pytest.raises(InvalidArgument, match=r"no pm\.Minibatch"):
