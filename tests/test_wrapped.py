@@ -575,6 +575,9 @@ NOT_OF_FIELDS = frozenset(
         "__self__",
         "_fields",
         "_make",
+        "_orig_mod",  # of wrappers of torch and of functools
+        "fn",
+        "module",
         "x",  # of a solver's state
         "base_constraint",
         "chains",  # of noise

@@ -32,6 +32,7 @@ __all__ = [
     "written_into",
 ]
 
+ARRAYS = (np.ndarray, np.generic)  # a union is not traced by the compiler
 HALVES = frozenset({torch.bfloat16, torch.float16})
 DTYPES_DIFFER = re.compile(
     r"same dtype|scalar type|input type.*weight type|index.*dtypes match", re.IGNORECASE
@@ -93,7 +94,7 @@ def check_rows(what: str, got: object, shape: torch.Size | tuple[int, ...], hint
     Raises:
         InvalidArgument: It is anything else.
     """
-    if isinstance(got, np.ndarray | np.generic):
+    if not isinstance(got, Tensor) and isinstance(got, ARRAYS):
         tensor = "Make a tensor of the array: torch.from_numpy(answer).to(x)"
         by_hand = f"{tensor}, which has no gradient. {BY_HAND}" if what == "energy" else tensor
         hint = by_hand if got.shape == shape else f"{hint}. {by_hand}"

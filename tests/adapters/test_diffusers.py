@@ -17,7 +17,8 @@ BRINGS = [
     (
         "a network, or a pipeline, of diffusers",
         "stk.from_diffusers(unet, scheduler)",
-        "DDIM, DDPM, Euler, Heun, DPM++(2M), FlowMatchEuler, EDMEuler: 12 steps from "
+        "DDIM, DDPM, Euler, Heun, DPM++(2M), FlowMatchEuler and "
+        "FlowMatchHeun (`trapezoid`), EDMEuler: 12 steps from "
         "the same noise, to 1e-4 of scale, every spacing, choice of sigmas, prediction "
         "and zero terminal SNR; five pipelines' own runs",
         "diffusers==0.42.1",
@@ -25,6 +26,7 @@ BRINGS = [
             "test_methods_on_a_table_are_reproduced",
             "test_every_step_is_the_schedulers",
             "test_flow_matching_is_reproduced",
+            "test_heun_on_a_line_is_in_its_time",
             "test_edm_is_reproduced",
             "test_zero_terminal_snr_is_read_from_the_configuration",
             "test_clocks.test_a_pipelines_own_run_is_reproduced",

@@ -3,6 +3,7 @@ do not divide what they are of.
 """
 
 import re
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,8 @@ import pytest
 import torch
 
 import scoretk as stk
+from scoretk.bench.mnist import data as mnist_data
+from scoretk.bench.mnist import estimates, mixture
 from scoretk.core import noise, sealed
 from scoretk.core.streams import Stream
 from scoretk.diagnostics import calibration, convergence, discrepancies, verdict
@@ -22,6 +25,8 @@ from scoretk.solvers import annealed
 _generator = torch.Generator().manual_seed(0)
 ROWS = torch.randn(31, 3, generator=_generator, dtype=torch.float64)
 OTHERS = torch.randn(23, 3, generator=_generator, dtype=torch.float64) + 0.2
+IMAGES = torch.randint(256, (23, 4, 4), generator=_generator).to(torch.uint8)
+BINARY = (IMAGES > 128).double()
 CHAINS = torch.randn(4, 40, 5, generator=_generator, dtype=torch.float64).cumsum(1)
 
 
@@ -35,6 +40,20 @@ def moments():
 def spins():
     field = stk.Discrete(stk.Energy(lambda x: x @ torch.arange(5.0).to(x), (5,)), (-1.0, 1.0))
     return field.exact_log_partition(), field.log_prob(torch.ones(1, 5))
+
+
+def mixtures():
+    return mixture.expectation_maximisation(BINARY, 3, torch.Generator().manual_seed(1))
+
+
+def mixed():
+    found = next(islice(mixtures(), 2, None))
+    return found.log_shares, found.logits
+
+
+def estimated():
+    found = estimates.exactly(next(mixtures()), BINARY)
+    return torch.tensor([found.value, found.rows])
 
 
 def traces():
@@ -103,6 +122,9 @@ BLOCKS = {
     (sealed, "CHUNK"): written,
     (sampling, "CHUNK"): lambda _: derived(),
     (stored, "CHUNK"): streamed,
+    (mnist_data, "CHUNK"): lambda _: (mnist_data.binarised(IMAGES, 0),),
+    (mixture, "CHUNK"): lambda _: mixed(),
+    (estimates, "CHUNK"): lambda _: estimated(),
 }
 
 
