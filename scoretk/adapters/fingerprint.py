@@ -20,10 +20,12 @@ __all__ = ["OF_THE_NETWORK", "answers", "predicted", "same"]
 
 PROBES = 4
 TIMES = (0.2, 0.4, 0.6, 0.8)
+ENDS = (0.005, 0.02, 0.05, 0.1, 0.9, 0.95, 0.98, 0.995)
+"""Where guidance of an interval of noise levels begins and ends, and velocities may be large."""
 CLOSE = 1e-3
 """How near the answers have to be, in units of the largest: devices and versions round apart."""
 
-OF_THE_NETWORK = frozenset({"answers", "answers.energy"})
+OF_THE_NETWORK = frozenset({"answers", "answers.energy", "answers.ends"})
 """Those that call what the user wrote; the others are of a path and a base."""
 
 Asks = dict[str, Callable[[], Tensor]]
@@ -85,6 +87,7 @@ def _of_timed(field: Any, n: int, cond: dict[str, Tensor]) -> Asks:
     path = prediction(field)[1]
     asks: Asks = {
         "answers": lambda: bound.predict(x, 0.5),
+        "answers.ends": lambda: torch.stack([bound.predict(x, t) for t in ENDS]),
         "answers.velocity": lambda: torch.stack([bound.velocity(x, t) for t in TIMES]),
     }
     if isinstance(path, GaussianPath):

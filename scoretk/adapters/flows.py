@@ -540,9 +540,7 @@ class _OfZuko:
 
     def gap(self, z: Tensor, other: Tensor) -> Tensor:
         """The distance; on a box, whose ends circular flows make one point, that on the circle."""
-        apart, box = (z - other).abs(), self._base().support  # type: ignore[attr-defined]
-        while isinstance(box, td.constraints.independent):
-            box = box.base_constraint
+        apart, box = (z - other).abs(), _bare(self._base().support)  # type: ignore[attr-defined]
         low, high = (getattr(box, name, None) for name in ("lower_bound", "upper_bound"))
         return apart if low is None or high is None else torch.minimum(apart, high - low - apart)
 
@@ -573,9 +571,7 @@ class _ZukoLaw(_OfZuko):
         return zuko_support(self.flow.transform, torch.zeros((1, *shape)).to(_like(self.flow)))
 
     def log_prob(self, x: Tensor, cond: Cond) -> Tensor:
-        # torch's checks would refuse all rows where one is outside the base's box
-        log_prob: Tensor = unvalidated(self.flow).log_prob(x)
-        return log_prob
+        return _of_base(self.flow, x)
 
     @property
     def explicit(self) -> bool:
@@ -618,9 +614,7 @@ class _Zuko(_OfZuko):
         return None if transform is None else zuko_support(transform, x)
 
     def log_prob(self, x: Tensor, cond: Cond) -> Tensor:
-        law = unvalidated(self.flow(*_rows(cond)))
-        log_prob: Tensor = law.log_prob(x)
-        return log_prob
+        return _of_base(self.flow(*_rows(cond)), x)
 
     @property
     def explicit(self) -> bool:
@@ -641,6 +635,30 @@ class _Zuko(_OfZuko):
     def forward(self, x: Tensor, cond: Cond) -> Tensor:
         z: Tensor = self.flow(*_rows(cond)).transform(x)
         return z
+
+
+def _of_base(law: Any, x: Tensor) -> Tensor:
+    """The log density of a distribution of zuko, `(batch,)`; `-inf` of rows outside its base's support.
+
+    torch's own checks would refuse all rows for one; without them some of its families, such as
+    Exponential, say of what is outside what their formula gives there.
+    """
+    law = unvalidated(law)
+    log_prob: Tensor = law.log_prob(x)
+    base = getattr(law, "base", None)
+    if base is None or _fails(lambda: base.support) or not hasattr(law, "transform"):
+        return log_prob
+    support = base.support
+    if _bare(support) is td.constraints.real:
+        return log_prob
+    return torch.where(support.check(law.transform(x)), log_prob, -torch.inf)
+
+
+def _bare(support: td.constraints.Constraint) -> td.constraints.Constraint:
+    """The constraint of one number, of one of many of these."""
+    while isinstance(support, td.constraints.independent):
+        support = support.base_constraint
+    return support
 
 
 def _rows(cond: Cond) -> Iterator[Tensor]:

@@ -202,7 +202,7 @@ class KernelDensityField:
 
 
 def _estimate(kde: Any) -> KernelDensityField:
-    if kde.metric not in ("euclidean", "l2") and not (kde.metric == "minkowski" and _p(kde) == 2):
+    if not _is_euclidean(kde):
         raise InvalidArgument(
             "estimator", kde, "a KernelDensity with metric='euclidean'", "Others have no known norm"
         )
@@ -214,8 +214,11 @@ def _estimate(kde: Any) -> KernelDensityField:
     )
 
 
-def _p(kde: Any) -> float:
-    return float((kde.metric_params or {}).get("p", 2))
+def _is_euclidean(kde: Any) -> bool:
+    """Whether its distances are Euclidean: those of Minkowski may have weights besides the power."""
+    given = dict(kde.metric_params or {})
+    plain = given.pop("p", 2) == 2 and all(value is None for value in given.values())
+    return kde.metric in ("euclidean", "l2") or (kde.metric == "minkowski" and plain)
 
 
 _KINDS: Mapping[tuple[str, str], Callable[[Any], Any]] = MappingProxyType(

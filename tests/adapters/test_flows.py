@@ -475,6 +475,28 @@ def test_a_flow_on_a_part_of_the_space_is_sampled_there_alone(name):
     assert bool((stk.sample(joint, stk.MALA(0.3), chains=4, steps=3).x <= torch.tensor(high)).all())
 
 
+@pytest.mark.parametrize("family", ["Exponential", "Gamma", "Beta"])
+def test_outside_its_bases_support_a_flow_has_no_density(family):
+    """Where torch's own formula goes on: of Exponential it rises for ever."""
+    zuko = pytest.importorskip("zuko")
+    two = torch.full((D,), 2.0)
+    given = {"Exponential": (two,), "Gamma": (two, two), "Beta": (two, two)}[family]
+    make, turn = getattr(td, family), torch.tensor([[0.8, -0.6], [0.6, 0.8]])
+
+    def law(*given):
+        return td.Independent(make(*given), 1)
+
+    base = zuko.lazy.UnconditionalDistribution(law, *given, buffer=True)
+    turned = zuko.lazy.UnconditionalTransform(zuko.transforms.RotationTransform, turn, buffer=True)
+    flow = zuko.lazy.Flow([turned], base)
+    for made in (flow, flow()):
+        field = stk.from_flow(made)
+        with torch.no_grad():
+            _, mass = on_a_grid(field, [-8.0, -8.0], [8.0, 8.0], sides=400)
+        assert float(mass.sum()) == pytest.approx(1, abs=2e-2)
+        assert field.log_prob(torch.tensor([[0.0, -9.0]])).tolist() == [-math.inf]
+
+
 def test_a_mutant_without_the_support_leaves_it():
     flow = seeded(lambda: zuko_flow("NCSF"))
     assert stk.from_(flow()).within.upper_bound == PI

@@ -573,6 +573,31 @@ class TestNumpyro:
         with pytest.raises(InvalidArgument, match="discrete latent site 'k'"):
             stk.from_numpyro(lambda: numpyro.sample("k", dist.Bernoulli(0.5)))
 
+    @pytest.mark.parametrize("expanded", [False, True])
+    def test_a_transformed_law_that_says_to_be_everywhere_is_refused(self, expanded):
+        """numpyro takes `1 + 2 u` of a uniform u to be on all of R, and flat there."""
+        numpyro = importing("numpyro")
+        import numpyro.distributions as dist
+
+        def of(base, transform):
+            law = dist.TransformedDistribution(base, transform)
+            law = law.expand([2]).to_event(1) if expanded else law
+            return lambda: numpyro.sample("a", law)
+
+        affine = dist.transforms.AffineTransform
+        for base, transform in (
+            (dist.Uniform(0.0, 1.0), affine(1.0, 2.0)),
+            (dist.HalfNormal(1.0), dist.transforms.ExpTransform()),
+        ):
+            with pytest.raises(InvalidArgument, match="say where they live"):
+                stk.from_numpyro(of(base, transform))
+        unit = dist.constraints.unit_interval
+        field = stk.from_numpyro(of(dist.Uniform(0.0, 1.0), affine(1.0, 2.0, domain=unit)))
+        draws = stk.sample(field, stk.MALA(0.5), chains=8, steps=5)
+        assert bool(((draws["a"] >= 1) & (draws["a"] <= 3)).all())
+        for law in (dist.LogUniform(1.0, 2.0), dist.Pareto(1.0, 3.0), dist.LogNormal(0.0, 1.0)):
+            stk.from_numpyro(lambda law=law: numpyro.sample("a", law))
+
     def test_supports_that_move_are_refused(self):
         numpyro = importing("numpyro")
         import jax.numpy as jnp

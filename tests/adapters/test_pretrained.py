@@ -197,6 +197,32 @@ def test_another_path_or_prediction_of_the_same_weights_is_refused(other, traine
     assert all(torch.equal(before[name], value) for name, value in given.state_dict().items())
 
 
+class OfClasses(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = network()
+
+    def forward(self, x, t, y):
+        return self.layers(x) * (1 + y[:, None])
+
+
+@pytest.mark.parametrize("interval", [None, (0.06, 100.0), (0.0, 40.0)])
+def test_another_interval_of_guidance_is_refused(interval, tmp_path):
+    """Of noise levels near the ends, which differ from the stored one at few times only."""
+
+    def made(interval):
+        null = {"y": torch.tensor(0.0)}
+        return stk.guided(
+            stk.Diffusion(OfClasses(), (2,)), weight=3.0, null=null, interval=interval
+        )
+
+    stored = made((0.06, 40.0))
+    folder = stk.save_pretrained(stored, tmp_path, cond={"y": torch.tensor([1.0, 2.0, 3.0])})
+    with pytest.raises(InvalidArgument, match="answers otherwise"):
+        stk.load_pretrained(folder, made(interval))
+    stk.load_pretrained(folder, made((0.06, 40.0)))
+
+
 def test_another_base_is_refused(tmp_path):
     folder = stk.save_pretrained(stk.Velocity(Net(), (2,)), tmp_path)
     samples = torch.randn(50, 2, generator=torch.Generator().manual_seed(1))

@@ -174,6 +174,9 @@ def test_what_is_no_density_is_refused_with_the_way():
         stk.from_(mixture.BayesianGaussianMixture(n_components=2).fit(data(2)))
     with pytest.raises(InvalidArgument, match="euclidean"):
         stk.from_(neighbors.KernelDensity(metric="manhattan").fit(data(2)))
+    weighted = {"p": 2, "w": [1.0, 9.0]}  # which scikit-learn normalises as if it had no weights
+    with pytest.raises(InvalidArgument, match="euclidean"):
+        stk.from_(neighbors.KernelDensity(metric="minkowski", metric_params=weighted).fit(data(2)))
     with pytest.raises(InvalidArgument, match=r"scoretk\.from_sklearn"):
         stk.sample(fitted("full"), chains=2)
 
