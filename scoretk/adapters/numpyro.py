@@ -19,8 +19,10 @@ from scoretk.adapters.jax import in_jax
 from scoretk.adapters.jaxprs import import_jax
 from scoretk.adapters.owned import (
     Owned,
+    bare_support,
     called,
     check_density,
+    check_image,
     check_repeats,
     generators_kept,
     is_flat,
@@ -180,50 +182,14 @@ def _moving(jax: Any, handlers: Any, model: Any, points: dict[str, Any]) -> list
 
 
 def _variable(name: str, site: Any) -> Variable:
-    support, shape = _bare(site["fn"].support), np.shape(site["value"])
+    support, shape = bare_support(site["fn"].support), np.shape(site["value"])
     check_density(name, site["fn"])
-    _check_image(name, site["fn"])
+    check_image(name, site["fn"])
     if support.is_discrete:
         raise InvalidArgument(
             "model", f"a discrete latent site {name!r}", "continuous ones", "Sum it out"
         )
     return Variable(shape, _constraint(name, support))
-
-
-def _check_image(name: str, law: Any) -> None:
-    """Check that a transformed law says where it lives.
-
-    numpyro takes for this what the last transform may lead to, wherever it begins: of `1 + 2 u`, u
-    uniform, all of R, with the formula of the density beyond the ends as well.
-
-    Raises:
-        InvalidArgument: The first transform may begin outside of what it is given.
-    """
-    while law is not None:
-        kind = next((k for k in type(law).__mro__ if "support" in vars(k)), None)
-        if getattr(kind, "__name__", "") == "TransformedDistribution":
-            base, domain = (_bare(c) for c in (law.base_dist.support, law.transforms[0].domain))
-            if type(domain).__name__ in _EVERYWHERE and type(base).__name__ not in _EVERYWHERE:
-                transform = type(law.transforms[0]).__name__
-                raise InvalidArgument(
-                    "model",
-                    f"site {name!r}, {transform} of a law on {base}, which numpyro takes to be on "
-                    f"{law.support}",
-                    "transformed laws that say where they live",
-                    "Sample the law itself, and transform the value with numpyro.deterministic; or "
-                    "give AffineTransform its domain",
-                )
-        law = getattr(law, "base_dist", None)
-
-
-_EVERYWHERE = ("_Real", "_RealVector", "_RealMatrix")
-
-
-def _bare(support: Any) -> Any:
-    """The constraint of one number, of one of many of these."""
-    while type(support).__name__ == "_IndependentConstraint":
-        support = support.base_constraint
-    return support
 
 
 _CONSTRAINTS = {

@@ -24,7 +24,10 @@ from scoretk.fields.wrappers import Energy
 
 __all__ = [
     "Owned",
+    "bare_support",
     "called",
+    "check_density",
+    "check_image",
     "check_repeats",
     "generators_kept",
     "inner",
@@ -140,6 +143,42 @@ def check_density(name: str, law: Any) -> None:
             "sites whose laws have a density",
             "What is fixed, or follows from other sites, is a deterministic site",
         )
+
+
+def bare_support(support: Any) -> Any:
+    """The constraint of one number, of one of many of these, of torch's or numpyro's."""
+    while type(support).__name__ == "_IndependentConstraint":
+        support = support.base_constraint
+    return support
+
+
+def check_image(name: str, law: Any) -> None:
+    """Check that a transformed law says where it lives.
+
+    Pyro and numpyro take for this what the last transform may lead to, wherever it begins: of
+    `1 + 2 u`, u exponential, all of R, where the formula of the density rises for ever.
+
+    Raises:
+        InvalidArgument: The first transform may begin outside of what it is given.
+    """
+    while law is not None:
+        kind = next((k for k in type(law).__mro__ if "support" in vars(k)), None)
+        if getattr(kind, "__name__", "") == "TransformedDistribution" and law.transforms:
+            first = law.transforms[0]
+            base, domain = bare_support(law.base_dist.support), bare_support(first.domain)
+            if type(domain).__name__ in _EVERYWHERE and type(base).__name__ not in _EVERYWHERE:
+                raise InvalidArgument(
+                    "model",
+                    f"site {name!r}, {type(first).__name__} of a law on {base}, said to be on "
+                    f"{law.support}",
+                    "transformed laws that say where they live",
+                    "Sample the law itself, and transform its value, as a deterministic site; or "
+                    "give numpyro's AffineTransform its domain",
+                )
+        law = getattr(law, "base_dist", None)
+
+
+_EVERYWHERE = ("_Real", "_RealVector", "_RealMatrix")
 
 
 def no_start(site: Any) -> InvalidArgument:

@@ -18,6 +18,7 @@ from torch.distributions import Distribution, constraints, transform_to
 from scoretk.adapters.owned import (
     called,
     check_density,
+    check_image,
     check_repeats,
     generators_kept,
     is_flat,
@@ -198,6 +199,7 @@ def _alike(a: Any, b: Any) -> bool:
 def _variable(name: str, site: Any) -> Variable:
     support, shape = site["fn"].support, tuple(site["value"].shape)
     check_density(name, site["fn"])
+    check_image(name, site["fn"])
     if support.is_discrete:
         raise InvalidArgument(
             "model", f"a discrete latent site {name!r}", "continuous ones", "Sum it out"

@@ -556,6 +556,25 @@ class TestPyro:
         torch.testing.assert_close(draws["p"].sum(-1), torch.ones(8, 5))
         assert bool((draws["u"].abs() <= 2).all())
 
+    @pytest.mark.parametrize("expanded", [False, True])
+    def test_a_transformed_law_that_says_to_be_everywhere_is_refused(self, expanded):
+        """Of `1 + 2 u`, u exponential, torch's density rises for ever below 1."""
+        pyro = importing("pyro")
+        import pyro.distributions as dist
+
+        def of(base, transform):
+            law = dist.TransformedDistribution(base, [transform])
+            law = law.expand([2]).to_event(1) if expanded else law
+            return lambda: pyro.sample("a", law)
+
+        for base in (dist.Exponential(1.0), dist.Gamma(1.0, 1.0)):
+            with pytest.raises(InvalidArgument, match="say where they live"):
+                stk.from_pyro(of(base, torch.distributions.AffineTransform(1.0, 2.0)))
+        stk.from_pyro(of(dist.Normal(0.0, 1.0), torch.distributions.ExpTransform()))
+        laws = (dist.Pareto(1.0, 3.0), dist.LogNormal(0.0, 1.0), dist.Weibull(1.0, 2.0))
+        for law in (*laws, dist.InverseGamma(1.0, 2.0), dist.Gumbel(0.0, 1.0)):
+            stk.from_pyro(lambda law=law: pyro.sample("a", law))
+
 
 class TestNumpyro:
     def test_supports_and_discrete_sites(self):
