@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from scoretk.core.locks import held, lock_of
 from scoretk.errors import Busy, InvalidArgument, OutputExists, StoreError
 from scoretk.inference import sampling
 from scoretk.run import store as streaming
+from scoretk.run.record import Record
 from scoretk.run.store import Store, Streaming, chains_a_chunk
 from scoretk.run.stored import Lazy
 
@@ -101,6 +103,28 @@ class TestTheSameDraws:
         monkeypatch.setattr("scoretk.run.batches.BLOCK_SECONDS", 1e3)
         monkeypatch.setattr(Streaming, "most", lambda self: 10_000)  # more than the ring holds
         assert not torch.equal(here.x, drawn(tmp_path / "e", field, stk.ULA(0.3), **run).x)
+
+    @pytest.mark.parametrize("every", [1, 2])
+    def test_blocks_go_round_the_ring_as_draws_do(self, every):
+        """Of a compiled run's blocks the ring holds what it holds of their draws, one after another."""
+        store = SimpleNamespace(
+            draws_a_chunk=lambda like: 5, told=contextlib.nullcontext, made=lambda like, chunk: None
+        )
+        x = torch.arange(180.0).reshape(60, 3, 1)
+        stats = {"energy": x[..., 0] ** 2}
+        rings = []
+        for block in (1, 7):
+            streaming, record, kept = Streaming(store, slice(0, 3)), Record(), 0
+            for start in range(0, 60, block):
+                some = slice(start, start + block)
+                part = {name: value[some] for name, value in stats.items()}
+                chosen = [i for i in range(len(x[some])) if (start + i) % every == 0]
+                record = streaming.extend(record, x[some], part, chosen, kept, 60)
+                kept += len(chosen)
+            rings.append(record.flat())
+        assert 7 < len(rings[0]["x"]) < kept
+        for name, ring in rings[0].items():
+            assert torch.equal(ring, rings[1][name])
 
     def test_failed_chains_are_flagged_in_the_store(self, tmp_path):
         field = stk.Energy(lambda x: torch.where(x > 2.5, torch.nan, x.square() / 2).sum(1), (1,))

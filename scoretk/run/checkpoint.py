@@ -193,13 +193,17 @@ def _weighed(x: Tensor) -> Tensor:
     cut = bits.numel() // row * row
     if cut and x.storage_offset() * x.element_size() % 8 == 0:
         rows = bits[:cut].view(torch.int64).reshape(-1, COLUMNS)
-        whole = _by_place(rows.sum(0), ACROSS) + _by_place(rows.sum(1), ALONG)
-        return whole + _by_place(bits[cut:], REST)
-    return _by_place(bits, REST)
+        whole = _by_place(rows.sum(0), ACROSS, 1) + _by_place(rows.sum(1), ALONG, 2)
+        return whole + _by_place(bits[cut:], REST, 1)
+    return _by_place(bits, REST, 1)
 
 
-def _by_place(values: Tensor, weight: int) -> Tensor:
-    places = torch.arange(1, len(values) + 1, device=values.device)
+def _by_place(values: Tensor, weight: int, first: int) -> Tensor:
+    """Odd places where `first` is odd, and even ones, so that the weight of each number is odd in the end.
+
+    An odd number times a change is no multiple of 2^64: the sign of a number, its highest bit, counts.
+    """
+    places = torch.arange(first, first + 2 * len(values), 2, device=values.device)
     return (places * weight * values).sum()
 
 
