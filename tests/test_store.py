@@ -143,6 +143,8 @@ class TestReading:
             *(torch.tensor([4, 1, 7]), [3, -1], (torch.tensor([1, 2]), torch.tensor([3, 9]))),
             *((Ellipsis, 0), (0, 0, 0), (slice(None), [1, 2]), torch.arange(10) % 3 == 0),
             *((slice(4, 4), slice(None)), (None, 0), (slice(None), torch.arange(45) > 40)),
+            *([], ([],), (2, []), (torch.tensor([[0, 1], [1, 0]]), 0), torch.tensor(True), True),
+            *((slice(None), slice(3), [[0], [2]]), ([0, 1], torch.tensor([[0], [4]]))),
         ],
         ids=str,
     )
@@ -317,6 +319,15 @@ class TestReading:
                     ask()
         with pytest.raises(StoreError, match="has lost draws"):
             drawn(tmp_path / "d", PLAIN, **run | {"steps": 101})
+
+    @pytest.mark.parametrize(
+        "where", ["posterior/chain", "sample_stats/status", "sample_stats/failed_at"]
+    )
+    def test_what_is_lost_of_chains_is_told_and_not_read_as_none(self, where, tmp_path):
+        drawn(tmp_path / "d.zarr", PLAIN, **SHORT)
+        (tmp_path / "d.zarr" / where / "c" / "0").unlink()
+        with pytest.raises(StoreError, match="has lost draws"):
+            stk.Draws.load(tmp_path / "d.zarr")
 
     @pytest.mark.parametrize("checked", [True, False], ids=["", "mutant"])
     def test_a_bit_that_a_disk_has_changed_is_an_error(self, checked, tmp_path, monkeypatch):
@@ -500,6 +511,29 @@ class TestTakingUp:
         with pytest.raises(StoreError, match="seed: 2 there, 3 here"):
             drawn(tmp_path / "d", PLAIN, checkpoint=tmp_path / "c", seed=3, **SHORT)
         assert torch.equal(again.x, again.x)
+
+    def test_another_field_does_not_begin_anew_in_a_store(self, tmp_path):
+        moved = stk.Energy(lambda x: (x - 5).square().sum((1, 2)) / 2, (2, 3))
+        there = drawn(tmp_path / "a", PLAIN, **SHORT)
+        before = there.x.load()
+        for field in (moved, PLAIN):  # which was saved nowhere
+            with pytest.raises(StoreError, match="another run"):
+                drawn(tmp_path / "a", field, checkpoint=tmp_path / "c", **SHORT)
+        assert torch.equal(there.x.load(), before)
+        drawn(tmp_path / "b", PLAIN, checkpoint=tmp_path / "d", **SHORT)
+        with pytest.raises(StoreError, match="field and solver are made of"):
+            drawn(tmp_path / "b", moved, checkpoint=tmp_path / "mistyped", **SHORT)
+
+    def test_a_store_older_than_its_checkpoint_is_refused(self, tmp_path):
+        run = {"checkpoint": tmp_path / "c", **SHORT, "draws": 1000}
+        drawn(tmp_path / "d", PLAIN, **run | {"steps": 40})
+        shutil.copytree(tmp_path / "d", tmp_path / "old")
+        drawn(tmp_path / "d", PLAIN, **run | {"steps": 70})
+        shutil.rmtree(tmp_path / "d")
+        (tmp_path / "old").rename(tmp_path / "d")
+        for steps in (70, 100):
+            with pytest.raises(StoreError, match=r"has 40 draws of a chain, where 70"):
+                drawn(tmp_path / "d", PLAIN, **run | {"steps": steps})
 
     def test_what_is_there_is_kept_and_the_message_says_how_to_take_it_up(self, tmp_path):
         drawn(tmp_path / "d", PLAIN, **SHORT)

@@ -237,7 +237,9 @@ def sample(
             for path in written if share.first else []:
                 ends.enter_context(held(path, 0.0 if share.alone else PATIENCE))
             if streamed is not None:
-                store = _store(run, streamed, parts, settings, schedule, saved, share)
+                made_of = identity if saved is not None else None
+                told = _told_to_a_store(settings, made_of)
+                store = _store(run, streamed, parts, told, schedule, saved, share)
                 run = replace(run, store=store)
                 ends.callback(store.close)
                 batches = [
@@ -546,11 +548,22 @@ def _check_apart(saved: Checkpoint | None, streamed: Zarr | None) -> None:
         )
 
 
+def _told_to_a_store(settings: dict[str, Any], identity: Identity | None) -> dict[str, Any]:
+    """What a store says of its run, by which it is known where no checkpoint knows it.
+
+    Settings do not tell fields apart whose code differs: without an identity, that of a run with a
+    checkpoint, a store is nobody's to begin anew in.
+    """
+    told = {name: value for name, value in settings.items() if name != "steps"}
+    made_of = None if identity is None else identity.summary()["digest"]
+    return told | {"what field and solver are made of": made_of}
+
+
 def _store(
     run: _Run,
     asked: Zarr,
     parts: list[_Batch],
-    settings: dict[str, Any],
+    told: dict[str, Any],
     schedule: Schedule,
     saved: Checkpoint | None,
     share: Share,
@@ -562,8 +575,8 @@ def _store(
         schedule.kept_before(schedule.total),
         None if names is None else names.layout,
         names.values if isinstance(names, Derived) else None,
-        {name: value for name, value in settings.items() if name != "steps"},
-        settings,
+        told,
+        run.settings(schedule),
     )
     sizes = [n for part in parts if (n := len(part.ids[part.returned]))]
     few = chains_a_chunk(sizes, 1)

@@ -50,6 +50,7 @@ __all__ = [
     "Streaming",
     "Zarr",
     "chains_a_chunk",
+    "column",
     "finished",
     "part_of",
     "zarr_module",
@@ -325,11 +326,27 @@ class Store:
                 overwrite=True,
             )
             there[:] = content
+            self._check_written(range(len(self.contents.ids)), self.contents.total)
             layout = self.contents.layout
             names = None if layout is None else layout.plain()
             done = {"cost": dict(cost), "layout": names}
             group.attrs["scoretk_run"] = {**group.attrs["scoretk_run"], "done": done}
             _consolidate(self.folder)
+
+    def _check_written(self, chains: range, draws: int) -> None:
+        """Check that so many draws of these chains are there.
+
+        Raises:
+            StoreError: There are fewer, as in a store that was put back from an older copy.
+        """
+        array = _arrays(self._opened())["sample_stats/kept"]
+        kept = np.asarray(array[chains.start : chains.stop])  # of what is lost, -1
+        if len(kept) and int(kept.min()) < draws:
+            raise StoreError(
+                f"{self.folder} has {max(0, int(kept.min()))} draws of a chain, where {draws} were "
+                f"written: it is older than the run's checkpoint. Take both from one copy, or make the "
+                f"run again"
+            )
 
     def close(self) -> None:
         """End the thread that writes, and give its memory back, when all is written that can be."""
@@ -405,6 +422,7 @@ class Store:
             StoreError: They cannot be read.
         """
         chains, draws = range(*rows.indices(len(self.contents.ids))), slice(start, end)
+        self._check_written(chains, end)
         try:
             if name.startswith("stats/"):
                 there = self.arrays[f"sample_stats/{stored_name(name[6:])}"]
@@ -452,6 +470,7 @@ def finished(path: str | os.PathLike[str]) -> StoredRun:
 
     Raises:
         InvalidArgument: It is none, or of a run that is not over.
+        StoreError: A part of it is lost.
     """
     folder, expected = as_path("path", path), "a store that keep=scoretk.Zarr(path) wrote"
     try:
@@ -470,12 +489,12 @@ def finished(path: str | os.PathLike[str]) -> StoredRun:
             arrays,
             None if layout is None else Layout.from_plain(layout),
             _statistics(arrays),
-            torch.from_numpy(np.asarray(arrays["posterior/chain"][:])),
+            torch.from_numpy(column(arrays["posterior/chain"])),
             from_bytes(content.tobytes()),
             {str(kind): int(n) for kind, n in about["done"]["cost"].items()},
             dict(json.loads(group.attrs["scoretk"])),
         )
-    except InvalidArgument:
+    except (InvalidArgument, StoreError):
         raise
     except Exception as error:  # whatever zarr and the formats say of a folder that is none
         hint = f"{error}. A store of another program is read by {READ_BY_XARRAY}"
@@ -491,15 +510,9 @@ def part_of(array: Any, rows: range | np.ndarray, draws: slice) -> np.ndarray:
     chosen, kept = range(array.shape[1])[draws], range(0)
     if len(chosen):
         kept = range(chosen[0] // array.chunks[1], chosen[-1] // array.chunks[1] + 1)
-    folder = Path(array.store.root) / array.path
     for i in np.unique(np.asarray(rows, dtype=np.int64) // array.chunks[0]).tolist():
         for j in kept:
-            key = array.metadata.encode_chunk_key((i, j, *(0,) * (array.ndim - 2)))
-            if not (folder / key).exists():
-                raise StoreError(
-                    f"{folder} has lost draws: chunk {key} is not there. Take the store from where it "
-                    f"was copied from, or make the run again"
-                )
+            _check_there(array, (i, j, *(0,) * (array.ndim - 2)))
     if not isinstance(rows, range):
         return np.asarray(array.oindex[rows, draws])
     ahead = rows if rows.step > 0 else rows[::-1]
@@ -507,6 +520,27 @@ def part_of(array: Any, rows: range | np.ndarray, draws: slice) -> np.ndarray:
         array[slice(ahead.start, ahead.stop, ahead.step) if len(ahead) else slice(0), draws]
     )
     return found if rows.step > 0 else found[::-1]
+
+
+def column(array: Any) -> np.ndarray:
+    """A number of each chain, all of them.
+
+    Raises:
+        StoreError: A chunk is not there.
+    """
+    for i in range(-(-array.shape[0] // array.chunks[0])):
+        _check_there(array, (i,))
+    return np.asarray(array[:])
+
+
+def _check_there(array: Any, chunk: tuple[int, ...]) -> None:
+    folder = Path(array.store.root) / array.path
+    key = array.metadata.encode_chunk_key(chunk)
+    if not (folder / key).exists():
+        raise StoreError(
+            f"{folder} has lost draws: chunk {key} is not there. Take the store from where it "
+            f"was copied from, or make the run again"
+        )
 
 
 def _group(folder: Path, mode: str) -> Any:

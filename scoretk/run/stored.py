@@ -24,7 +24,7 @@ from scoretk.diagnostics.summary import Summary, entry_names, summarise
 from scoretk.errors import InvalidArgument, StoreError
 from scoretk.fields.layout import Layout
 from scoretk.run.draws import READERS, Cost, Draws
-from scoretk.run.store import Store, StoredRun, as_reported, finished, part_of, stored_name
+from scoretk.run.store import Store, StoredRun, as_reported, column, finished, part_of, stored_name
 
 __all__ = ["Chained", "Draws", "Lazy", "StoredDraws", "load", "stored_draws"]
 
@@ -105,10 +105,10 @@ class Lazy:
         for axis, size in enumerate(self.shape[:2]):
             if axis >= len(keys) or keys[axis] is None or keys[axis] is Ellipsis:
                 break
-            boxes[axis], keys[axis] = _box(keys[axis], size)
-            if keys[axis] is None:  # a mask of several axes, or something that torch may know
-                boxes, keys = [slice(0, n) for n in self.shape[:2]], [key]
-                break
+            found = _box(keys[axis], size)
+            if found is None:  # a mask of several axes, or something that torch may know
+                return self.load()[key]
+            boxes[axis], keys[axis] = found
         return self.read(*boxes)[tuple(keys) if isinstance(key, tuple) else keys[0]]
 
     def __iter__(self) -> Iterator[Tensor]:
@@ -361,28 +361,30 @@ def _taken(array: Any, rows: range | np.ndarray, draws: slice) -> Any:
     return part_of(array, rows, draws)
 
 
-def _box(key: Any, size: int) -> tuple[slice, Any]:
+WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8)
+
+
+def _box(key: Any, size: int) -> tuple[slice, Any] | None:
     """The smallest range of an axis that an index needs, and the index within it; None for any."""
-    if isinstance(key, bool):
-        return slice(0, size), None
     if isinstance(key, slice):
         chosen = range(size)[key]
         if chosen.step < 0:  # as torch has it
             raise ValueError("step must be greater than zero")
         return slice(chosen.start, max(chosen.start, chosen.stop), chosen.step), slice(None)
     try:
-        at = operator.index(key)
-    except TypeError:
-        pass
-    else:
+        picked = torch.as_tensor(key)
+    except (TypeError, ValueError, RuntimeError):
+        return None
+    mask = picked.dtype is torch.bool and picked.ndim == 1
+    if picked.ndim > 1 or not (mask or picked.dtype in WHOLE):
+        return None
+    if picked.ndim == 0:
+        at = int(picked)
         if not -size <= at < size:
             raise IndexError(f"index {at} of {size}")
         at %= size
         return slice(at, at + 1), 0
-    picked = torch.as_tensor(key)
-    if picked.ndim != 1 or picked.is_floating_point():
-        return slice(0, size), None
-    if picked.dtype is torch.bool:
+    if mask:
         if len(picked) != size:
             raise IndexError(f"a mask of {len(picked)} for {size}")
         picked = picked.nonzero().flatten()
@@ -565,7 +567,7 @@ def load(path: str | os.PathLike[str]) -> StoredDraws:
         n.removeprefix("tuned/"): v for n, v in found.outcome.items() if n.startswith("tuned/")
     }
     fates = {
-        name: torch.from_numpy(np.asarray(found.arrays[f"sample_stats/{name}"][:]))
+        name: torch.from_numpy(column(found.arrays[f"sample_stats/{name}"]))
         for name in ("status", "failed_at")
     }
     return _draws_in(
