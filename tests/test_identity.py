@@ -23,6 +23,7 @@ import torch
 import scoretk as stk
 from scoretk.core import anatomy, identity
 from scoretk.run import resume as runs
+from tests.processes import environment
 
 ROOT = Path(__file__).parent.parent
 TORCHS_OWN = (
@@ -961,3 +962,23 @@ def test_a_part_that_changes_takes_what_lies_within_it_along_and_nothing_that_is
     for way in inside + beside:
         assert identity.is_among(way, ["solver", "field.net*"]) is (way in inside)
         assert identity.is_among(way, ["solver", "field.net"]) is (way == "field.net")
+
+
+IN_A_PROCESS = """
+import sys, torch, scoretk as stk
+base = stk.from_distribution(torch.distributions.MultivariateNormal(torch.zeros(2), torch.eye(2)))
+field = stk.Energy(lambda x: x.square().sum(1), (2,))
+stk.sample(field, stk.AIS(levels=4, base=base), chains=4, checkpoint=sys.argv[1])
+"""
+
+
+def test_a_checkpoint_is_taken_up_whatever_order_a_process_has_sets_in(tmp_path):
+    # the order of a set of strings hangs on the seed of their hashes, another one in each process
+    (tmp_path / "run.py").write_text(IN_A_PROCESS)
+    for seed in "123":
+        subprocess.run(
+            [sys.executable, tmp_path / "run.py", tmp_path / "saved"],
+            env=environment(PYTHONHASHSEED=seed),
+            check=True,
+            timeout=120,
+        )

@@ -73,6 +73,8 @@ _WRITTEN = (
 
 _PACKAGE = __name__.partition(".")[0]
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
+_STRINGS = re.compile(r"\{('[^'{}]*'(?:, '[^'{}]*')+)\}")
+"""A set of strings as it is shown."""
 _MANGLED = re.compile(r"___torch_mangle_\d+\.")
 
 
@@ -177,8 +179,13 @@ def is_summary(value: Any) -> bool:
 
 
 def without_addresses(text: str) -> str:
-    """A text without the addresses (` at 0x...`) that Python puts into the names of objects."""
-    return _ADDRESS.sub("", text)
+    """A text that is the same in every process: without addresses (` at 0x...`), sets of strings in order.
+
+    In what order Python shows a set of strings differs from process to process.
+    """
+    return _STRINGS.sub(
+        lambda found: f"{{{', '.join(sorted(found[1].split(', ')))}}}", _ADDRESS.sub("", text)
+    )
 
 
 def _found(things: Mapping[str, Any]) -> list[tuple[str, Any]]:
