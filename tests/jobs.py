@@ -205,6 +205,22 @@ def other_stores(folder):
     return found
 
 
+def loads_at_once(folder):
+    """Ranks that load the store as soon as they have its draws, though its last words take long to write."""
+    finish = store.Store.finish
+
+    def slowly(*told):
+        time.sleep(0.5)
+        finish(*told)
+
+    store.Store.finish = slowly
+    with stk.distributed(timeout=60.0):
+        draws = stk.sample(
+            FIELD, stk.MALA(0.3), chains=8, steps=4, batch=2, keep=stk.Zarr(folder / "at-once.zarr")
+        )
+        return torch.equal(stk.Draws.load(folder / "at-once.zarr").x.load(), draws.x.load())
+
+
 def waits_for_another():
     """One rank of two, of which the other does not come."""
     os.environ["WORLD_SIZE"] = "2"
@@ -566,6 +582,7 @@ def all_of_them(folder):
         "errors": (Job(2, errors), None),
         "leaves early": (Job(2, leaves_early), None),
         "stores": (Job(2, other_stores, folder), None),
+        **({"loads": (Job(2, loads_at_once, folder), None)} if STORES else {}),
         "waits": (Job(1, waits_for_another), None),
         "counted": (Job(2, counted), None),
         "command": (Job(2, command, folder), None),

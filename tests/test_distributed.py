@@ -233,6 +233,11 @@ def test_many_ranks_make_one_store(size, tmp_path):
         in_one_store(ranks, seen)
 
 
+def test_every_rank_loads_a_store_when_its_call_is_over(found):
+    pytest.importorskip("zarr")
+    assert found["loads"] == {0: True, 1: True}
+
+
 @pytest.mark.slow
 def test_ranks_that_all_make_the_store_are_seen(tmp_path):
     """The mutant: each makes the arrays where it does not find them, the second when the first has written draws."""

@@ -263,9 +263,10 @@ def sample(
                 share=share,
             )
             draws = _draws(run, parts, batches, done, settings)
-            if run.store is not None and share.first:
+            if run.store is not None:  # over for nobody before it can be loaded
                 tuned = {f"tuned/{name}": value for name, value in draws.tuned.items()}
-                run.store.finish({"final": draws.final, **tuned}, draws.cost)
+                outcome, store = {"final": draws.final, **tuned}, run.store
+                share.once("outcome", lambda: store.finish(outcome, draws.cost))
     return draws
 
 
