@@ -217,7 +217,10 @@ def from_diffusers(
     config = _config_of(scheduler)
     if event_shape is None:
         event_shape = _shape_of(network)
-    if type(scheduler).__name__.startswith("FlowMatch") or config.get("use_flow_sigmas"):
+    of_flow = type(scheduler).__name__.startswith("FlowMatch")
+    if not of_flow:
+        _check_direction(scheduler)
+    if of_flow or config.get("use_flow_sigmas"):
         convention: _Convention = _line(network, scheduler, config, integer, time_scale)
     elif time_scale is None:
         convention = _convention(scheduler, config, integer)
@@ -625,6 +628,29 @@ def _of_integers(scheduler: Any) -> bool:
     except Exception as error:  # whatever a scheduler of its own kind raises
         raise _unknown(scheduler, f"no steps of the usual kind ({error})") from error
     return not torch.as_tensor(made.timesteps).is_floating_point()
+
+
+def _check_direction(scheduler: Any) -> None:
+    """Check that a scheduler's steps lead from the noise to the data.
+
+    Raises:
+        InvalidArgument: Its timesteps rise, as those of an inverse one do: each of its steps asks the
+            network at the level that it leads to, or takes it for one before, which no grid says.
+    """
+    try:
+        times = torch.as_tensor(_with_steps(scheduler, _few(scheduler)).timesteps)
+    except Exception:  # noqa: BLE001 (whatever a scheduler of its own kind raises: told later)
+        return
+    if len(times) > 1 and float(times[0]) < float(times[-1]):
+        name = type(scheduler).__name__
+        raise InvalidArgument(
+            "scheduler",
+            f"{name}, whose timesteps rise from {float(times[0]):g} to {float(times[-1]):g}",
+            "a scheduler that leads from the noise to the data",
+            f"This one inverts data. Give the scheduler that the network was trained with, such as "
+            f"{name.replace('Inverse', '')}.from_config(scheduler.config), and invert with "
+            f"scoretk.encode(field, x)",
+        )
 
 
 def _line(

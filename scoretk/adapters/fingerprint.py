@@ -16,14 +16,22 @@ from scoretk.fields.paths import GaussianPath
 from scoretk.fields.protocols import is_timed, optional
 from scoretk.fields.resolve import prediction, resolve
 
-__all__ = ["OF_THE_NETWORK", "answers", "predicted", "same"]
+__all__ = ["OF_THE_NETWORK", "answers", "closeness", "precision", "predicted", "same"]
 
 PROBES = 4
 TIMES = (0.2, 0.4, 0.6, 0.8)
 ENDS = (0.005, 0.02, 0.05, 0.1, 0.9, 0.95, 0.98, 0.995)
 """Where guidance of an interval of noise levels begins and ends, and velocities may be large."""
-CLOSE = 1e-3
-"""How near the answers have to be, in units of the largest: devices and versions round apart."""
+CLOSE = {"float64": 1e-6, "float32": 1e-4, "float16": 4e-3, "bfloat16": 3e-2}
+"""How near the answers of a row have to be, in units of its largest, by the coarsest dtype that they are
+computed in: some hundred roundings of float32, in another order, four of a half precision.
+"""
+APART = 1e-3
+"""The least of these between two kinds of device (some multiply float32 by ten bits), and for folders that do
+not say theirs.
+"""
+FLOOR = 1e-6
+"""What is nothing, in units of the largest answer of all: a row may be the difference of large numbers."""
 
 OF_THE_NETWORK = frozenset({"answers", "answers.energy", "answers.ends"})
 """Those that call what the user wrote; the others are of a path and a base."""
@@ -61,13 +69,50 @@ def predicted(field: Any) -> str | None:
     return prediction(field)[0] if is_timed(field) else None
 
 
-def same(found: Tensor | None, stored: Tensor) -> bool:
-    """Whether two answers are the same but for rounding; NaN and infinities in the same places."""
+def precision(field: Any) -> dict[str, str]:
+    """The coarsest dtype that a field's answers are computed in, and the kind of its device."""
+    _, like = _points(field, 1)
+    dtypes = [t.dtype for t in state_like(field) if t.is_floating_point()] or [like.dtype]
+    part: Any = field
+    while part is not None:  # of wrappers, the network's
+        dtypes += [d for d in [getattr(part, "autocast", None)] if isinstance(d, torch.dtype)]
+        part = getattr(part, "model", getattr(part, "field", None))
+    coarsest = max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
+    return {"dtype": str(coarsest).removeprefix("torch."), "device": like.device.type}
+
+
+def closeness(one: Mapping[str, str] | None, other: Mapping[str, str]) -> float:
+    """How near the answers of two fields have to be that are one, by their `precision`."""
+    known = one or {"dtype": other["dtype"]}
+    close = max(CLOSE.get(told["dtype"], APART) for told in (known, other))
+    return close if known.get("device") == other["device"] else max(close, APART)
+
+
+def same(name: str, found: Tensor | None, stored: Tensor, close: float, events: int) -> bool:
+    """Whether two answers are the same but for rounding; NaN and infinities in the same places.
+
+    Args:
+        name: Of which question.
+        found: An answer.
+        stored: The other.
+        close: How near each row has to be, in units of its largest.
+        events: How many axes one x has.
+    """
     if found is None or found.shape != stored.shape:
         return False
-    finite = stored[stored.isfinite()].abs()
-    scale = float(finite.amax()) if len(finite) else 0.0
-    return torch.allclose(found, stored, rtol=0, atol=CLOSE * scale, equal_nan=True)
+    finite = torch.where(stored.isfinite(), stored.abs(), 0.0)
+    if finite.numel() == 0:
+        return True
+    if name == "answers.energy":  # a difference of sums, up to a constant: by the largest of all
+        scale = finite.amax()
+    elif name == "answers.path" or not events:
+        scale = finite
+    else:
+        scale = finite.amax(tuple(range(-events, 0)), keepdim=True)
+    allowed = close * scale + FLOOR * finite.amax()
+    near = (found - stored).abs() <= allowed
+    alike = (found == stored) | (found.isnan() & stored.isnan())
+    return bool((near | alike).all())
 
 
 def _of_static(field: Any, n: int, cond: dict[str, Tensor]) -> Asks:

@@ -42,7 +42,8 @@ def from_jax(
     Args:
         logp: `logp(x)`, the log density of one point up to a constant; a dictionary of arrays where
             the example is one.
-        example: One point, which tells its shape: an array, or a dictionary of named arrays.
+        example: One point, which tells its shape: an array, or a dictionary of named arrays, of
+            floating-point numbers.
         variables: By name, for a dictionary: a constraint of values of the example's shape, or a
             `scoretk.Variable` with dims and coords, in place of all real numbers.
 
@@ -123,10 +124,20 @@ def _array(argument: str, value: Any) -> Any:
             else "logp gets one array, jax.numpy.asarray(example), or a dictionary {name: array}, "
             "no tuple, list or tree",
         )
+    if kind.startswith(_WHOLE):
+        raise InvalidArgument(
+            argument,
+            f"{value!r}, of {kind}",
+            "real numbers of floating point, as x is asked for between whole numbers",
+            "What is a count, a label or a switch is no variable that a gradient moves: sum it out, or "
+            "hold it fixed within logp. Of real numbers that are written as whole ones: 1.0 for 1, "
+            "jax.numpy.zeros(3), or array.astype(float)",
+        )
     return array.astype(np.float64 if array.dtype == np.float64 else np.float32)
 
 
-_REAL = ("float", "int", "uint", "bool", "bfloat")
+_WHOLE = ("int", "uint", "bool")
+_REAL = ("float", "bfloat", *_WHOLE)
 """How the names of dtypes of real numbers begin; a half precision is JAX's own."""
 
 

@@ -17,12 +17,11 @@ from torch.distributions import constraints
 
 from scoretk.adapters.jax import in_jax
 from scoretk.adapters.jaxprs import import_jax
+from scoretk.adapters.law_supports import bare_support, check_supports, supports_within
 from scoretk.adapters.owned import (
     Owned,
-    bare_support,
     called,
     check_density,
-    check_image,
     check_repeats,
     generators_kept,
     is_flat,
@@ -168,7 +167,7 @@ def _moving(jax: Any, handlers: Any, model: Any, points: dict[str, Any]) -> list
     def at(point: Any) -> int:
         held = handlers.substitute(handlers.seed(model, jax.random.PRNGKey(0)), data=point)
         for name, site in _latent(handlers.trace(held).get_trace()).items():
-            bounds = jax.tree_util.tree_leaves(site["fn"].support)
+            bounds = jax.tree_util.tree_leaves(list(supports_within(site["fn"])))
             found[name] = any(isinstance(bound, jax.core.Tracer) for bound in bounds)
         return 0
 
@@ -184,7 +183,7 @@ def _moving(jax: Any, handlers: Any, model: Any, points: dict[str, Any]) -> list
 def _variable(name: str, site: Any) -> Variable:
     support, shape = bare_support(site["fn"].support), np.shape(site["value"])
     check_density(name, site["fn"])
-    check_image(name, site["fn"])
+    check_supports(f"site {name!r}", site["fn"])
     if support.is_discrete:
         raise InvalidArgument(
             "model", f"a discrete latent site {name!r}", "continuous ones", "Sum it out"

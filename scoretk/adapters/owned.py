@@ -24,14 +24,13 @@ from scoretk.fields.wrappers import Energy
 
 __all__ = [
     "Owned",
-    "bare_support",
     "called",
     "check_density",
-    "check_image",
     "check_repeats",
     "generators_kept",
     "inner",
     "is_flat",
+    "is_of",
     "no_start",
     "of_variables",
 ]
@@ -121,10 +120,11 @@ def check_repeats(argument: str, ask: Callable[[], Any]) -> None:
 
 def is_flat(law: Any) -> bool:
     """Whether a law of Pyro or numpyro has a support and no samples, whatever is around it."""
-    return _is_of("ImproperUniform", law)
+    return is_of("ImproperUniform", law)
 
 
-def _is_of(kind: str, law: Any) -> bool:
+def is_of(kind: str, law: Any) -> bool:
+    """Whether a law is of a class of this name, whatever is around it."""
     while law is not None and type(law).__name__ != kind:
         law = getattr(law, "base_dist", None)
     return law is not None
@@ -136,49 +136,13 @@ def check_density(name: str, law: Any) -> None:
     Raises:
         InvalidArgument: It is a point mass.
     """
-    if _is_of("Delta", law):
+    if is_of("Delta", law):
         raise InvalidArgument(
             "model",
             f"site {name!r}, a point mass (Delta)",
             "sites whose laws have a density",
             "What is fixed, or follows from other sites, is a deterministic site",
         )
-
-
-def bare_support(support: Any) -> Any:
-    """The constraint of one number, of one of many of these, of torch's or numpyro's."""
-    while type(support).__name__ == "_IndependentConstraint":
-        support = support.base_constraint
-    return support
-
-
-def check_image(name: str, law: Any) -> None:
-    """Check that a transformed law says where it lives.
-
-    Pyro and numpyro take for this what the last transform may lead to, wherever it begins: of
-    `1 + 2 u`, u exponential, all of R, where the formula of the density rises for ever.
-
-    Raises:
-        InvalidArgument: The first transform may begin outside of what it is given.
-    """
-    while law is not None:
-        kind = next((k for k in type(law).__mro__ if "support" in vars(k)), None)
-        if getattr(kind, "__name__", "") == "TransformedDistribution" and law.transforms:
-            first = law.transforms[0]
-            base, domain = bare_support(law.base_dist.support), bare_support(first.domain)
-            if type(domain).__name__ in _EVERYWHERE and type(base).__name__ not in _EVERYWHERE:
-                raise InvalidArgument(
-                    "model",
-                    f"site {name!r}, {type(first).__name__} of a law on {base}, said to be on "
-                    f"{law.support}",
-                    "transformed laws that say where they live",
-                    "Sample the law itself, and transform its value, as a deterministic site; or "
-                    "give numpyro's AffineTransform its domain",
-                )
-        law = getattr(law, "base_dist", None)
-
-
-_EVERYWHERE = ("_Real", "_RealVector", "_RealMatrix")
 
 
 def no_start(site: Any) -> InvalidArgument:

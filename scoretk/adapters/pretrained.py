@@ -21,7 +21,14 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from scoretk._version import __version__
-from scoretk.adapters.fingerprint import OF_THE_NETWORK, answers, predicted, same
+from scoretk.adapters.fingerprint import (
+    OF_THE_NETWORK,
+    answers,
+    closeness,
+    precision,
+    predicted,
+    same,
+)
 from scoretk.core.anatomy import modules_of
 from scoretk.core.arguments import conditions
 from scoretk.core.dependencies import required
@@ -93,6 +100,7 @@ def save_pretrained(
         "provides": sorted(offers(field)),
         "predicts": predicted(field),
         "field": type(field).__name__,
+        "asked": precision(field),
     }
     text = _plain(config)
     found = answers(field, rows)
@@ -170,7 +178,7 @@ def load_pretrained(
     before = _states(made)
     try:
         _put(made, tensors)
-        _check_answers(made, cond, stored)
+        _check_answers(made, cond, stored, config.get("asked"))
     except InvalidArgument:
         if before.keys() == tensors.keys():
             _put(made, before)
@@ -226,14 +234,17 @@ def _told(shape: tuple[int, ...], predicts: str | None) -> str:
     return f"event shape {shape}" + ("" if predicts is None else f" that predicts {predicts}")
 
 
-def _check_answers(field: Any, cond: Mapping[str, Tensor], stored: Mapping[str, Tensor]) -> None:
+def _check_answers(
+    field: Any, cond: Mapping[str, Tensor], stored: Mapping[str, Tensor], asked: Any
+) -> None:
     """Check a field's answers at fixed points.
 
     Raises:
         InvalidArgument: They are not those that are stored.
     """
     found = answers(field, cond) if stored else {}
-    if not all(same(found.get(name), value) for name, value in stored.items()):
+    close, events = closeness(asked, precision(field)), len(field.event_shape)
+    if not all(same(name, found.get(name), v, close, events) for name, v in stored.items()):
         raise InvalidArgument(
             "field",
             field_name(field),

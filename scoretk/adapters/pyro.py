@@ -6,6 +6,7 @@ otherwise the chains are asked one by one.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,13 +16,14 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, constraints, transform_to
 
+from scoretk.adapters.law_supports import check_supports, supports_within
 from scoretk.adapters.owned import (
     called,
     check_density,
-    check_image,
     check_repeats,
     generators_kept,
     is_flat,
+    is_of,
     no_start,
 )
 from scoretk.core.anatomy import asked
@@ -70,7 +72,8 @@ def from_pyro(model: Callable[..., Any], /, *args: Any, **options: Any) -> Energ
     for other in others:
         _check_sites(first.keys(), other.keys())
         for name, site in first.items():
-            if not _alike(site["fn"].support, other[name]["fn"].support):
+            ours, theirs = (list(supports_within(s["fn"])) for s in (site, other[name]))
+            if not _alike(ours, theirs):
                 raise InvalidArgument(
                     "model",
                     f"site {name!r}, whose support depends on other sites",
@@ -199,13 +202,15 @@ def _alike(a: Any, b: Any) -> bool:
 def _variable(name: str, site: Any) -> Variable:
     support, shape = site["fn"].support, tuple(site["value"].shape)
     check_density(name, site["fn"])
-    check_image(name, site["fn"])
+    check_supports(f"site {name!r}", site["fn"])
     if support.is_discrete:
         raise InvalidArgument(
             "model", f"a discrete latent site {name!r}", "continuous ones", "Sum it out"
         )
     while isinstance(support, constraints.independent):
         support = support.base_constraint
+    if support is constraints.real and is_of("VonMises", site["fn"]):
+        support = constraints.interval(-math.pi, math.pi)  # its density is that of one period
     return Variable(shape, support)
 
 

@@ -18,8 +18,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import constraints
+from torch.distributions import Distribution, constraints
 
+from scoretk.adapters.law_supports import check_supports
 from scoretk.adapters.owned import called, check_repeats, generators_kept, inner
 from scoretk.core.arguments import event_shape as as_event_shape
 from scoretk.core.arguments import integer, numbers
@@ -42,7 +43,7 @@ OBSERVATION = (
 
 @explained
 def from_sbi(
-    posterior: Any, x: Any = None, event_shape: Sequence[int] | None = None
+    posterior: Any, x: Any = None, event_shape: Sequence[int] | None = None, support: Any = None
 ) -> Energy | Constrained:
     """A field over the parameters from a posterior, or a potential, of sbi.
 
@@ -52,12 +53,15 @@ def from_sbi(
             which the posterior has as its default (`default_x`), or a potential at this moment; or,
             without one, for `cond={"x_o": rows}`, with a row a chain.
         event_shape: The shape of the parameters; None for that of the prior.
+        support: Where the parameters live, as a constraint is given to `scoretk.constrained`; None
+            for what the prior says.
 
     Returns:
         The field: in free space where the prior's support is bounded.
 
     Raises:
-        InvalidArgument: It is no such posterior, does not say its prior, or answers by chance.
+        InvalidArgument: It is no such posterior, does not say its prior, or answers by chance; or
+            its prior, a transformed law, lives on a part of what it says.
     """
     potential = _potential(posterior)
     if not callable(potential) or not hasattr(potential, "set_x"):
@@ -69,7 +73,7 @@ def from_sbi(
     known = held.return_x_o() is not None
     energy: Any = _OfOne(held) if known else _OfRows(held)
     field = Energy(energy, as_event_shape(event_shape))
-    support = _support_of(prior)
+    support = _support_of(prior) if support is None else support
     made = field if support is None else constrained(field, support)
     if known:
         at = inner(*made.event_shape).to(held.device, torch.get_default_dtype())
@@ -191,7 +195,22 @@ def _shape_of(prior: Any) -> Any:
 
 
 def _support_of(prior: Any) -> Any:
-    """The constraint of a prior; None where it is all of R^d, or the prior does not say."""
+    """The constraint of a prior; None where it is all of R^d, or the prior does not say.
+
+    Raises:
+        InvalidArgument: It lives on a part of that, as `1 + 2 u` of a uniform u, on all of R.
+    """
+    for law in _laws_of(prior):
+        try:
+            check_supports("a prior", law)
+        except InvalidArgument as error:
+            raise InvalidArgument(
+                "posterior",
+                f"one whose prior is a {type(law).__name__} said to be on {law.support}",
+                "a prior that says where it lives, or support=",
+                "Such as scoretk.from_sbi(posterior, x, support="
+                "torch.distributions.constraints.interval(1.0, 3.0))",
+            ) from error
     try:
         support = prior.support
     except (AttributeError, NotImplementedError):
@@ -199,6 +218,13 @@ def _support_of(prior: Any) -> Any:
     while isinstance(support, constraints.independent):
         support = support.base_constraint
     return None if support is constraints.real or support is constraints.real_vector else support
+
+
+def _laws_of(prior: Any) -> list[Any]:
+    """The distributions of torch in a prior, of which sbi has several side by side, or wraps one."""
+    held = [getattr(prior, "prior", None), *getattr(prior, "dists", ())]
+    inner = [law for part in held if part is not None for law in _laws_of(part)]
+    return inner or [prior] * isinstance(prior, Distribution)
 
 
 @dataclass(frozen=True, eq=False)

@@ -776,3 +776,21 @@ def test_a_last_step_of_lower_order_is_told(options, steps, told, monkeypatch):
     solver = stk.ProbabilityFlow("dpmpp_2m", grid=grid)
     sampled = stk.sample(field, solver, chains=CHAINS, init=noise(), seed=9).final
     assert (apart(sampled, theirs(made, exact(made), noise())) < 1e-4) is not told
+
+
+@pytest.mark.parametrize("name", ["DDIMInverseScheduler", "DPMSolverMultistepInverseScheduler"])
+@pytest.mark.parametrize("options", [{}, {"timestep_spacing": "trailing"}])
+def test_a_scheduler_that_leads_to_the_noise_is_refused(name, options):
+    scheduler = getattr(diffusers, name)(**options)
+    with pytest.raises(InvalidArgument, match=rf"{name}.*rise.*scoretk\.encode"):
+        stk.from_diffusers(unet(), scheduler)
+    forward = getattr(diffusers, name.replace("Inverse", "")).from_config(scheduler.config)
+    assert stk.from_diffusers(unet(), forward).event_shape == SHAPE
+
+
+def test_a_scheduler_of_another_name_that_leads_to_the_noise_is_refused():
+    class Own(diffusers.DDIMInverseScheduler):
+        pass
+
+    with pytest.raises(InvalidArgument, match="Own, whose timesteps rise"):
+        stk.from_diffusers(unet(), Own())

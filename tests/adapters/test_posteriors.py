@@ -575,8 +575,95 @@ class TestPyro:
         for law in (*laws, dist.InverseGamma(1.0, 2.0), dist.Gumbel(0.0, 1.0)):
             stk.from_pyro(lambda law=law: pyro.sample("a", law))
 
+    def test_a_law_that_does_not_live_where_it_says_is_refused(self):
+        pyro = importing("pyro")
+        import pyro.distributions as dist
+
+        td = torch.distributions
+        normal, unit = dist.Normal(0.0, 1.0), dist.Uniform(0.0, 1.0)
+        of = dist.TransformedDistribution
+        choice = dist.Categorical(torch.ones(2))
+        boxes = dist.Uniform(torch.tensor([0.0, 2.0]), torch.tensor([1.0, 3.0]))
+        for law in (
+            of(normal, [td.ExpTransform(), td.AffineTransform(1.0, 2.0)]),
+            of(normal, [td.SigmoidTransform(), td.ExpTransform()]),
+            of(unit, [td.PowerTransform(torch.tensor(2.0))]),
+            of(normal, [td.PowerTransform(torch.tensor(2.0))]),
+            of(normal, [td.AbsTransform()]),
+            dist.MixtureSameFamily(choice, boxes),
+        ):
+            with pytest.raises(InvalidArgument, match=r"site .a., .*Sample"):
+                stk.from_pyro(lambda law=law: pyro.sample("a", law))
+        for law in (
+            of(unit, [td.SigmoidTransform().inv, td.AffineTransform(1.0, 2.0)]),
+            of(dist.Exponential(1.0), [td.PowerTransform(torch.tensor(2.0))]),
+            of(dist.Normal(torch.zeros(3), 1.0).to_event(1), [td.StickBreakingTransform()]),
+            dist.FoldedDistribution(normal),
+        ):
+            stk.from_pyro(lambda law=law: pyro.sample("a", law))
+
+    def test_an_angle_is_of_one_period(self):
+        pyro = importing("pyro")
+        import pyro.distributions as dist
+
+        field = stk.from_pyro(lambda: pyro.sample("a", dist.VonMises(0.0, 0.1)))
+        draws = stk.sample(field, stk.MALA(1.0), chains=8, steps=20)
+        assert bool((draws["a"].abs() <= torch.pi).all())
+
 
 class TestNumpyro:
+    def test_a_law_that_does_not_live_where_it_says_is_refused(self):
+        numpyro = importing("numpyro")
+        import jax.numpy as jnp
+        import numpyro.distributions as dist
+
+        t, real, positive = dist.transforms, dist.constraints.real, dist.constraints.positive
+        normal, unit = dist.Normal(0.0, 1.0), dist.Uniform(0.0, 1.0)
+        choice = dist.Categorical(jnp.array([0.5, 0.5]))
+        affine, of = t.AffineTransform, dist.TransformedDistribution
+        boxes = [unit, dist.Uniform(2.0, 3.0)]
+        several = of(dist.Uniform(jnp.zeros(2), 1.0), affine(1.0, 2.0))
+        for law in (
+            of(normal, [t.ExpTransform(), affine(1.0, 2.0)]),
+            of(normal, [t.SigmoidTransform(), t.ExpTransform()]),
+            of(unit, t.PowerTransform(2.0)),
+            of(normal, t.PowerTransform(2.0)),
+            of(normal, t.AbsTransform()),
+            of(dist.HalfNormal(1.0), affine(1.0, 2.0, domain=dist.constraints.unit_interval)),
+            dist.MixtureGeneral(choice, boxes),
+            dist.MixtureGeneral(choice, boxes, support=real),
+            dist.MixtureGeneral(choice, [normal, normal], support=positive),
+            dist.MixtureSameFamily(choice, several),
+        ):
+            with pytest.raises(InvalidArgument, match=r"site .a., .*Sample"):
+                stk.from_numpyro(lambda law=law: numpyro.sample("a", law))
+        for law in (
+            of(normal, [t.ExpTransform(), affine(1.0, 2.0, domain=positive)]),
+            of(
+                normal,
+                [t.SigmoidTransform(), t.ExpTransform(domain=dist.constraints.unit_interval)],
+            ),
+            of(dist.Exponential(1.0), t.PowerTransform(0.5)).expand([3]).to_event(1),
+            dist.MixtureGeneral(choice, [normal, dist.HalfNormal(1.0)], support=real),
+            dist.MixtureSameFamily(choice, dist.HalfNormal(jnp.ones(2))),
+            dist.FoldedDistribution(dist.Normal(1.0, 1.0)),
+        ):
+            stk.from_numpyro(lambda law=law: numpyro.sample("a", law))
+
+    def test_components_that_move_are_refused(self):
+        numpyro = importing("numpyro")
+        import jax.numpy as jnp
+        import numpyro.distributions as dist
+
+        def model():
+            high = numpyro.sample("high", dist.Exponential(1.0))
+            parts = [dist.Uniform(0.0, high), dist.Normal(0.0, 1.0)]
+            choice = dist.Categorical(jnp.array([0.5, 0.5]))
+            numpyro.sample("x", dist.MixtureGeneral(choice, parts, support=dist.constraints.real))
+
+        with pytest.raises(InvalidArgument, match="depends on other sites: x"):
+            stk.from_numpyro(model)
+
     def test_supports_and_discrete_sites(self):
         numpyro = importing("numpyro")
         import jax.numpy as jnp

@@ -367,3 +367,31 @@ def test_a_discrete_field_comes_back(tmp_path):
     given.forward = lambda x: 2 * Bonds.forward(given, x)
     with pytest.raises(InvalidArgument, match="answers otherwise"):
         stk.load_pretrained(folder, found)
+
+
+class Nearly(torch.nn.Module):
+    """A network with a constant that is no weight."""
+
+    def __init__(self, factor=1.0, dtype=torch.float32, rows=0.0):
+        super().__init__()
+        self.layers, self.factor, self.rows = network().to(dtype), factor, rows
+
+    def forward(self, x, t):
+        found = self.layers(x.to(self.layers[0].weight.dtype)).to(x) * self.factor
+        return torch.cat([(1 + self.rows) * found[:1], 3 * found[1:]])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "told"), [(torch.float64, 1e-5), (torch.float32, 5e-4), (torch.bfloat16, 0.1)]
+)
+def test_answers_are_compared_in_the_precision_that_they_are_made_in(dtype, told, tmp_path):
+    def made(*args):
+        return stk.Diffusion(Nearly(*args), (2,))
+
+    folder = stk.save_pretrained(made(1.0, dtype), tmp_path)
+    stk.load_pretrained(folder, made(1.0, dtype))
+    stk.load_pretrained(folder, made(1 + torch.finfo(dtype).eps / 2, dtype))
+    with pytest.raises(InvalidArgument, match="answers otherwise"):
+        stk.load_pretrained(folder, made(1 + told, dtype))
+    with pytest.raises(InvalidArgument, match="answers otherwise"):  # of the least row alone
+        stk.load_pretrained(folder, made(1.0, dtype, told))

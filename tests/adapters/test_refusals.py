@@ -88,14 +88,31 @@ def test_an_example_that_is_no_point_is_refused(example, said):
         stk.from_jax(lambda x: 0.0, example)
 
 
-def test_whole_numbers_tell_a_shape_and_densities_are_real():
+def test_what_is_counted_is_no_variable():
+    importing("jax")
+    import numpy as np
+    from jax import numpy as jnp
+
+    def logp(p):
+        return -(p["a"] ** 2).sum() / 2 if isinstance(p, dict) else -(p**2).sum() / 2
+
+    whole = (3, True, np.arange(2), np.int8(3), np.array([True]), jnp.arange(2), jnp.array(False))
+    for example in (*whole, torch.tensor([3, 4]), torch.tensor([3], dtype=torch.uint8)):
+        for given in (example, {"b": 0.5, "a": example}):
+            with pytest.raises(InvalidArgument, match=r"example.*floating point.*sum it out"):
+                stk.from_jax(logp, given)
+    for example in (3.0, np.float32(3), np.zeros(2, np.float16), jnp.zeros(2), torch.zeros(2)):
+        stk.from_jax(logp, {"a": example})
+
+
+def test_densities_are_real():
     jnp = importing("jax").numpy
 
     def logp(x):
         return -jnp.sum(x**2) / 2
 
     x = torch.tensor([[1.0, 2.0]])
-    for example in (torch.tensor([3, 4]), jnp.zeros(2, jnp.bfloat16), jnp.array([True, False])):
+    for example in (torch.zeros(2), jnp.zeros(2, jnp.bfloat16)):
         torch.testing.assert_close(stk.from_jax(logp, example).energy(x), torch.tensor([2.5]))
     for wrong in (lambda x: x.astype(int).sum(), lambda x: x.sum() * 1j, lambda x: x):
         with pytest.raises(InvalidArgument, match=r"one number a point, .* of floating point"):

@@ -244,6 +244,29 @@ def test_our_solvers_are_a_sampler_of_its(sbi):
         theirs.sample((1000,), x=rows()[1])
 
 
+@pytest.mark.parametrize("method", ["npe", "nle"])
+def test_a_prior_that_lives_on_a_part_of_what_it_says_is_refused(sbi, method):
+    """`1 + 2 u` of a uniform u says to be on all of R: the potential has mass beyond."""
+    one = td.Independent(td.Uniform(torch.zeros(2), torch.ones(2)), 1)
+    moved = td.TransformedDistribution(one, [td.AffineTransform(1.0, 2.0)])
+    each = td.TransformedDistribution(
+        td.Uniform(torch.zeros(1), torch.ones(1)), [td.AffineTransform(1.0, 2.0)]
+    )
+    with torch.random.fork_rng():  # it draws
+        several = sbi.utils.MultipleIndependent([each, td.Normal(torch.zeros(1), torch.ones(1))])
+    x = torch.zeros(1, 3)
+    for prior in (moved, several):
+        potential = potential_of(sbi, method, prior)
+        with pytest.raises(InvalidArgument, match="a prior that says where it lives, or support="):
+            stk.from_sbi(potential, x)
+    box = td.constraints.interval(1.0, 3.0)
+    field = stk.from_sbi(potential_of(sbi, method, moved), x, support=box)
+    draws = stk.sample(field, stk.MALA(0.5), chains=8, steps=10).x
+    assert bool(((draws >= 1) & (draws <= 3)).all())
+    wide = td.TransformedDistribution(PRIORS["normal"](sbi), [td.AffineTransform(1.0, 2.0)])
+    assert not isinstance(stk.from_sbi(potential_of(sbi, method, wide), x), Constrained)
+
+
 def test_what_is_no_posterior_is_refused(sbi):
     with pytest.raises(InvalidArgument, match="posterior of sbi"):
         stk.from_sbi(lambda theta: theta)
