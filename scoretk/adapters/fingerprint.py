@@ -22,9 +22,10 @@ PROBES = 4
 TIMES = (0.2, 0.4, 0.6, 0.8)
 ENDS = (0.005, 0.02, 0.05, 0.1, 0.9, 0.95, 0.98, 0.995)
 """Where guidance of an interval of noise levels begins and ends, and velocities may be large."""
-CLOSE = {"float64": 1e-6, "float32": 1e-4, "float16": 4e-3, "bfloat16": 3e-2}
+CLOSE = {"float64": 1e-6, "float32": 1e-4, "float16": 1.2e-2, "bfloat16": 0.1}
 """How near the answers of a row have to be, in units of its largest, by the coarsest dtype that they are
-computed in: some hundred roundings of float32, in another order, four of a half precision.
+computed in: some hundred roundings of float32 in another order, a dozen of a half precision, as a velocity may be
+the difference of two predictions ten times as large.
 """
 APART = 1e-3
 """The least of these between two kinds of device (some multiply float32 by ten bits), and for folders that do
