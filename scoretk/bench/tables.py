@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from scoretk.bench.amortised import AMORTISED
 from scoretk.bench.evidence import SURPRISE, Evidence, evidence_of
 from scoretk.bench.few_steps import FEW_STEPS
 from scoretk.bench.inverse import (
@@ -322,4 +323,5 @@ TABLES: dict[str, Table] = {
     ),
     "mnist": MNIST,
     "few-steps": FEW_STEPS,
+    "amortised": AMORTISED,
 }

@@ -196,7 +196,7 @@ def make_parser() -> argparse.ArgumentParser:
         "tables",
         nargs="*",
         metavar="table",
-        help="low-error, evidence, posteriors, reference, mnist or few-steps; all of them by default",
+        help="low-error, evidence, posteriors, reference, mnist, few-steps or amortised; all of them by default",
     )
     size = measuring.add_mutually_exclusive_group()
     size.add_argument(
