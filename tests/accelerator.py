@@ -104,6 +104,11 @@ def asking(depth: int = 2) -> str:
     return " < ".join(found) or "a test"
 
 
+@functools.cache
+def _place():
+    return torch.device(NAME, 0)
+
+
 class There(torch.Tensor):
     """A tensor on the pretend device: all that is known of it is in `held`, on the CPU."""
 
@@ -113,12 +118,11 @@ class There(torch.Tensor):
     def __new__(cls, held):
         return torch.Tensor._make_wrapper_subclass(
             cls,
-            held.size(),
+            held.shape,
             strides=held.stride(),
             storage_offset=held.storage_offset(),
             dtype=held.dtype,
-            layout=held.layout,
-            device=torch.device(NAME, 0),
+            device=_place(),
         )
 
     def __init__(self, held):
@@ -186,12 +190,47 @@ def _stream(own):
         _STREAMS.pop()
 
 
-def _beside(base, args, kwargs):
-    """Whether an operation is a copy to the host that nobody waits for."""
-    asked = args[2] if len(args) > 2 else (kwargs or {}).get("non_blocking", False)
+@dataclass(frozen=True, slots=True)
+class _Operation:
+    """What is known of an operation of torch before it is seen."""
+
+    name: str
+    base: str
+    starts: bool
+    copies: bool
+    indexes: bool
+    may_wait: bool
+    takes_numbers: bool
+    writes: bool
+
+
+_OPERATIONS: dict[int, _Operation] = {}
+"""By the id of torch's object, which lives as long as the process: its hash is a call of Python's."""
+
+
+def _operation(func) -> _Operation:
+    """`add_.Tensor` of an operation, `add`, in place or not, whether it starts a kernel, and so on."""
+    name = func._schema.name.split("::")[1]
+    base = name[:-1] if name.endswith("_") and not name.endswith("__") else name
+    copies, indexes = base in ("_to_copy", "copy"), base in TAKE_INDICES
+    known = _Operation(
+        name=f"{name}.{func._schema.overload_name}".rstrip("."),
+        base=base,
+        starts=base not in NO_KERNEL,
+        copies=copies,
+        indexes=indexes,
+        may_wait=copies or indexes or base in WAITS or base == "repeat_interleave",
+        takes_numbers=base in TAKE_NUMBERS,
+        writes=func._schema.is_mutable,
+    )
+    return _OPERATIONS.setdefault(id(func), known)
+
+
+def _beside(args, kwargs):
+    """Whether a copy is one to the host that nobody waits for."""
+    asked = args[2] if len(args) > 2 else kwargs.get("non_blocking", False)
     return (
-        base == "copy"
-        and asked
+        asked
         and _STREAMS[-1] is not _STEPS
         and isinstance(args[1], There)
         and not isinstance(args[0], There)
@@ -199,7 +238,10 @@ def _beside(base, args, kwargs):
 
 
 class Watching(TorchDispatchMode):
-    """Keeps the ledger of one type of device, and carries out what is asked of the pretend one."""
+    """Keeps the ledger of one type of device, and carries out what is asked of the pretend one.
+
+    A run makes tens of thousands of operations, and each is looked at: its arguments once.
+    """
 
     def __init__(self, ledger: Ledger, kind: str, *, float64: bool = True):
         super().__init__()
@@ -210,55 +252,90 @@ class Watching(TorchDispatchMode):
         return False  # its guard against the compiler costs as much as the rest
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name, base, starts = _known(func)
-        tensors = _tensors(args, kwargs) if kwargs else _tensors(args)
-        there, here = [], []
-        for t in tensors:
-            place = t.device.type
-            if place == self.kind:
-                there.append(t)
-            elif place == "cpu":
-                here.append(t)
-        if self.kind == NAME and _beside(base, args, kwargs):
-            _STREAMS[-1].copies.append((args[0], args[1].held))
-            return args[0]
-        if self.kind == NAME:
-            if there and here:
-                _refuse_mixture(func, base, args, there, here)
-            out = self._carried_out(func, base, args, kwargs or {}, there)
+        known = _OPERATIONS.get(id(func)) or _operation(func)
+        there, here, kwargs = [], [], kwargs or {}
+        given = self._given(args, there, here)
+        if kwargs:
+            named = dict(zip(kwargs, self._given(kwargs.values(), there, here), strict=True))
         else:
-            out = func(*args, **(kwargs or {}))
-        made = _tensors((out,))
-        arrives = any(t.device.type == self.kind for t in made)
-        if starts and (there or arrives):
-            self.ledger.kernels[name] += 1
-        elif starts and here and any(self.ledger.rows in t.shape for t in (*here, *made)):
-            self.ledger.strays[name, asking()] += 1
-        if (there or arrives) and (waits := self._waits(base, args, there, arrives)):
+            named = kwargs
+        if self.kind == NAME:
+            if known.base == "copy" and _beside(args, kwargs):
+                _STREAMS[-1].copies.append((args[0], args[1].held))
+                return args[0]
+            if there and here:
+                _refuse_mixture(func, known, args, there, here)
+            out = self._carried_out(func, known, args, given, named, there)
+        else:
+            out = func(*args, **kwargs)
+        arrives = self._arrives(out)
+        on_it = there or arrives
+        if known.starts:
+            if on_it:
+                self.ledger.kernels[known.name] += 1
+            elif here and self._is_of_chains((*here, out)):
+                self.ledger.strays[known.name, asking()] += 1
+        if on_it and known.may_wait and (waits := self._waits(known, args, there, arrives)):
             self.ledger.waits[waits, asking()] += 1
         return out
 
-    def _carried_out(self, func, base, args, kwargs, there):
+    def _given(self, values, there, here):
+        """Arguments as the CPU takes them; the tensors among them, one deep in lists, are put where they are."""
+        given = []
+        for value in values:
+            if isinstance(value, There):
+                there.append(value)
+                value = value.held
+            elif isinstance(value, torch.Tensor):
+                place = value.device.type
+                if place == self.kind:
+                    there.append(value)
+                elif place == "cpu":
+                    here.append(value)
+            elif isinstance(value, list | tuple):
+                value = self._given(value, there, here)
+            given.append(value)
+        return given
+
+    def _arrives(self, out):
+        """Whether some of what an operation has made is on the device."""
+        if isinstance(out, torch.Tensor):
+            return isinstance(out, There) or out.device.type == self.kind
+        return isinstance(out, list | tuple) and any(map(self._arrives, out))
+
+    def _is_of_chains(self, values):
+        """Whether a tensor among them, or in a list among them, has a row a chain."""
+        for value in values:
+            if isinstance(value, torch.Tensor):
+                if self.ledger.rows in value.shape:
+                    return True
+            elif isinstance(value, list | tuple) and self._is_of_chains(value):
+                return True
+        return False
+
+    def _carried_out(self, func, known, args, given, named, there):
         """On the tensors that are held; what comes of it is wrapped where it belongs on the device."""
         belongs = bool(there)
-        if (asked := kwargs.get("device")) is not None:
-            belongs, kwargs = _is_there(asked), {**kwargs, "device": _CPU}
-        if kwargs.get("pin_memory"):
-            kwargs = {**kwargs, "pin_memory": False}
-        out = func(*map(_held, args), **{k: _held(v) for k, v in kwargs.items()})
-        if base == "copy":
+        if named:
+            if (asked := named.get("device")) is not None:
+                belongs, named["device"] = _is_there(asked), _CPU
+            if named.get("pin_memory"):
+                named["pin_memory"] = False
+        out = func(*given, **named)
+        if known.base == "copy":
             belongs = isinstance(args[0], There)
-        if not belongs:
-            return out
-        wrappers = {id(t.held): t for t in there}  # of what is written in place
+        return self._wrapped(func, out, there) if belongs else out
 
-        def wrapped(value):
-            if isinstance(value, torch.Tensor):
-                known = wrappers.get(id(value))
-                return self._arrived(func, value) if known is None else known
-            return type(value)(map(wrapped, value)) if isinstance(value, list | tuple) else value
-
-        return wrapped(out)
+    def _wrapped(self, func, value, there):
+        """What is written in place is the tensor that it was."""
+        if isinstance(value, torch.Tensor):
+            for known in there:
+                if known.held is value:
+                    return known
+            return self._arrived(func, value)
+        if isinstance(value, list | tuple):
+            return type(value)(self._wrapped(func, v, there) for v in value)
+        return value
 
     def _arrived(self, func, value):
         if not self.float64 and value.dtype in (torch.float64, torch.complex128):
@@ -267,67 +344,35 @@ class Watching(TorchDispatchMode):
             )
         return There(value)
 
-    def _waits(self, base, args, there, arrives):
+    def _waits(self, known, args, there, arrives):
         """What makes the host stand still in an operation, or ""."""
-        if base in ("_to_copy", "copy"):
-            source = args[0] if base == "_to_copy" else args[1]
+        if known.copies:
+            source = args[1] if known.base == "copy" else args[0]
             leaves = source.device.type == self.kind
             return "" if leaves == arrives else "device to host" if leaves else "host to device"
         if not there:
             return ""
-        if base in WAITS:
-            return base
-        if base in TAKE_INDICES:
+        if known.indexes:
             indices = [i for i in args[1] if isinstance(i, torch.Tensor)]
             if any(i.dtype in (torch.bool, torch.uint8) for i in indices):
                 return "mask as an index"
-            if any(i.device.type != self.kind for i in indices):
-                return "host to device"
-        if base == "repeat_interleave":
-            return base
-        return ""
-
-
-@functools.cache
-def _known(func):
-    """`add_.Tensor` of an operation, `add`, in place or not, and whether it starts a kernel."""
-    name = func._schema.name.split("::")[1]
-    base = name[:-1] if name.endswith("_") and not name.endswith("__") else name
-    return f"{name}.{func._schema.overload_name}".rstrip("."), base, base not in NO_KERNEL
-
-
-def _tensors(values, more=None):
-    """The tensors among the arguments of an operation: lists are one deep."""
-    found = []
-    for value in values if more is None else (*values, *more.values()):
-        if isinstance(value, torch.Tensor):
-            found.append(value)
-        elif isinstance(value, list | tuple):
-            found += [v for v in value if isinstance(v, torch.Tensor)]
-    return found
-
-
-def _held(value):
-    if isinstance(value, There):
-        return value.held
-    if isinstance(value, list | tuple):
-        return [v.held if isinstance(v, There) else v for v in value]
-    return value
+            return "host to device" if any(i.device.type != self.kind for i in indices) else ""
+        return known.base
 
 
 def _is_there(device) -> bool:
     return torch.device(device).type == NAME
 
 
-def _refuse_mixture(func, base, args, there, here):
+def _refuse_mixture(func, known, args, there, here):
     """Raise as CUDA does where an operation gets tensors of both devices."""
-    if base in ("copy", "_to_copy"):
+    if known.copies:
         return
-    if base in TAKE_INDICES and isinstance(args[0], There):
+    if known.indexes and isinstance(args[0], There):
         here = [t for t in here if not any(t is i for i in args[1])]
     written = args[0] if args and isinstance(args[0], torch.Tensor) else None
-    in_place = func._schema.is_mutable and not isinstance(written, There)
-    if here and (in_place or base not in TAKE_NUMBERS or any(t.ndim for t in here)):
+    in_place = known.writes and not isinstance(written, There)
+    if here and (in_place or not known.takes_numbers or any(t.ndim for t in here)):
         shown = ", ".join(f"{tuple(t.shape)} on {t.device}" for t in (*there, *here))
         raise RuntimeError(
             f"Expected all tensors to be on the same device, but {func} got {shown} (at {asking()})"

@@ -289,7 +289,7 @@ def test_a_short_training_on_any_event_shape_round_trips(name, shape, tmp_path):
 def test_training_raises_the_likelihood():
     for name in MODELS:
         reports = []
-        MODELS[name].train(data_of(name, (2, 2), 400), steps=30, report=reports.append)
+        MODELS[name].train(data_of(name, (2, 2), 400), steps=15, report=reports.append)
         assert reports[-1].held_out < reports[0].held_out - 0.01, name
 
 

@@ -246,7 +246,7 @@ def unchecked(monkeypatch):
 def test_metropolis_corrections_on_the_energies_of_each_time_make_a_product_right():
     """Six statistics within the limit of a false-alarm rate of 1e-6; plain sampling is more than two limits off."""
     assert off(walked(EXPERTS)).max() < z_limit(6)
-    for plain in (stk.ProbabilityFlow(steps=64), stk.ReverseSDE("ancestral", steps=200)):
+    for plain in (stk.ProbabilityFlow(steps=32), stk.ReverseSDE("ancestral", steps=100)):
         draws = stk.sample(EXPERTS, plain, chains=CHAINS, seed=1, dtype=torch.float64).final
         assert off(draws).max() > 2 * z_limit(6), plain
 

@@ -165,7 +165,7 @@ def exact_linear_moments(jacobian=True):
 
 
 def test_linear_posterior_is_exact():
-    draws = stk.sample(linear_regression(), chains=256, steps=80, warmup=150, seed=1)
+    draws = stk.sample(linear_regression(), chains=256, steps=80, warmup=120, seed=1)
     assert draws.failures == {}
     mean, variance = exact_linear_moments()
     x = draws.x.double()
@@ -212,7 +212,7 @@ def laplace(target):
 
 def test_logistic_posterior_agrees_with_importance_sampling():
     target = logistic_regression()
-    draws = stk.sample(target, chains=128, steps=80, warmup=150, seed=1)
+    draws = stk.sample(target, chains=128, steps=40, warmup=120, seed=1)
     assert draws.failures == {}
     reference, error = importance_means(target, 20_000)
     of_chains = draws.x.double().mean(1)
