@@ -25,7 +25,7 @@ from scoretk.demo.table import tables
 from scoretk.solvers import SOLVERS
 from tests.test_cli import run
 
-SMALL = Size(chains=24, steps=8, trajectories=2, rounds=1, likelihood_rows=2, annealed=16)
+SMALL = Size(chains=24, steps=4, trajectories=2, rounds=1, likelihood_rows=2, annealed=16)
 MODELS = (
     "digits-energy",
     "digits-flow",

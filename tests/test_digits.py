@@ -35,7 +35,7 @@ def distance(draws, digits):
 
 @pytest.mark.parametrize("name", slow_but(["digits-flow", "digits-diffusion"], "digits-flow"))
 def test_samples_are_as_near_to_test_digits_as_the_promise(name, digits):
-    solver = stk.ProbabilityFlow("heun", steps=20)
+    solver = stk.ProbabilityFlow("heun", steps=12)
     x = [stk.sample(name, solver, chains=360, seed=s).final for s in SEEDS]
     limit = 1.3 * min(floor(digits), 0.061)
     assert distance(x, digits) < limit

@@ -21,8 +21,8 @@ DIM = math.prod(EVENT_SHAPE)
 def made(tmp_path_factory, coarse_pictures):
     """The demo on so few images, draws and steps that its files and rows are seen, not how good they are."""
     folder = tmp_path_factory.mktemp("inverse") / "made" / "here"
-    with mock.patch.multiple(inverse, DRAWS=2, ReverseSDE=lambda method, _: ReverseSDE(method, 6)):
-        return folder, run_inverse(folder, images=3, steps=3)
+    with mock.patch.multiple(inverse, DRAWS=2, ReverseSDE=lambda method, _: ReverseSDE(method, 4)):
+        return folder, run_inverse(folder, images=3, steps=2)
 
 
 def gaussian(n, seed=0):

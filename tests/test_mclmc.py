@@ -239,7 +239,7 @@ def test_the_disc_keeps_its_law_over_many_steps():
     assert_distribution(draws.final.norm(dim=1), radius_law)
 
 
-def second_moments(eps, chains=8000, dim=4, steps=60, **options):
+def second_moments(eps, chains=5000, dim=4, steps=60, **options):
     """The mean square per dimension of an unadjusted run on N(0, I) that began there, and its standard error."""
     noise = stk.Noise(7, chains, **DOUBLE)
     solver = MCLMC(eps, length=2.0, metric="none", **options)

@@ -275,8 +275,8 @@ def test_windows_double_and_leave_the_end_alone():
 def test_far_modes_get_their_weights_and_the_kernel_alone_stays():
     run = {
         "init": torch.full((400, 1), -5.0, dtype=torch.float64),
-        "steps": 100,
-        "warmup": 80,
+        "steps": 60,
+        "warmup": 60,
         "seed": 1,
     }
     kernel = stk.HMC(1.0, leapfrogs=5, metric="none")
