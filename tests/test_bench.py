@@ -11,7 +11,17 @@ import torch.distributions as D
 from torch.nn.functional import softplus
 
 import scoretk as stk
-from scoretk.bench import evidence, gym, inverse, known, low_error, partition, recursion, tables
+from scoretk.bench import (
+    evidence,
+    gym,
+    inverse,
+    known,
+    low_error,
+    partition,
+    recursion,
+    spreads,
+    tables,
+)
 from scoretk.bench.evidence import Evidence, evidence_of
 from scoretk.bench.inverse import (
     Calibration,
@@ -269,6 +279,35 @@ def test_moments_are_those_of_exact_draws(name):
 
 def unit(k=1):
     return Moments.gaussian(torch.ones(k, **DOUBLE), "exact")
+
+
+def test_conditional_moments_are_those_of_the_prior_in_the_mean():
+    """Over effects of the prior they average to E l^2 = 3, E w^2 = 1, E l^4 = 105 and E w^4 = 3."""
+    generator = torch.Generator().manual_seed(0)
+    n = 40_000
+    normals = torch.randn((n, 2), generator=generator, dtype=torch.float64)
+    scales, weights = (
+        normals[:, :1].square(),
+        normals[:, 1:],
+    )  # chi^2 of one degree is Gamma(1/2, 1/2)
+    squares, fourths = spreads.given_effects(scales * weights)
+    raw = torch.cat([scales, weights], 1)
+    for found, power, truth in ((squares, 2, (3.0, 1.0)), (fourths, 4, (105.0, 3.0))):
+        error = found.std(0) / n**0.5
+        assert ((found.mean(0) - torch.tensor(truth)).abs() < 4.5 * error).all()
+        assert (found.std(0) < raw.pow(power).std(0)).all()  # conditional means vary less
+
+
+def test_conditional_moments_by_quadrature():
+    """Of one effect, against a finer and wider sum in l itself."""
+    b = torch.tensor([[0.3]], dtype=torch.float64)
+    squares, fourths = spreads.given_effects(b)
+    scale = torch.linspace(1e-3, 150, 3_000_000, dtype=torch.float64)
+    density = scale**-1.5 * (-scale / 2 - 0.3**2 / (2 * scale**2)).exp()
+    for found, power in ((squares, 2), (fourths, 4)):
+        right = torch.stack([(density * scale**k).sum() for k in (power, -power)]) / density.sum()
+        right[1] *= 0.3**power
+        torch.testing.assert_close(found[0], right, rtol=1e-5, atol=0)
 
 
 def test_errors_do_not_depend_on_how_draws_come_in_blocks():
