@@ -20,7 +20,7 @@ from torch.distributions import biject_to, constraints
 from scoretk.core.dependencies import required
 from scoretk.errors import InvalidArgument
 
-__all__ = ["bare_support", "check_supports", "supports_within"]
+__all__ = ["bare_support", "check_density", "check_supports", "is_angle", "supports_within"]
 
 REACH = (-30.0, -8.0, -3.0, -0.5, 0.0, 0.5, 3.0, 8.0, 30.0)
 """Free coordinates of the points that are looked for: `exp` of them is from 1e-13 to 1e13."""
@@ -28,6 +28,11 @@ ROUNDING = 1e-5
 """What bounds may differ by, relatively, that are computed in two ways."""
 NEAR = (-2.0, -0.7, 0.3, 1.1)
 """Free coordinates of points that a transform and its inverse have to lead back."""
+OF_POINTS = ("Delta", "Empirical", "ZeroInflatedDistribution")
+"""Laws with point masses, of Pyro and numpyro; those of counts are discrete anyway."""
+ANGLES = ("SineBivariateVonMises", "VonMises")
+"""Laws of angles that Pyro and torch say to be on all of R."""
+MOVED = "TransformedDistribution"
 BACK = 1e-2
 """How far from a point, in units of 1 + |x|, its image may be led back to."""
 
@@ -50,9 +55,57 @@ def bare_support(support: Any) -> Any:
 
 def supports_within(law: Any) -> Iterator[Any]:
     """What a law, and all that it is made of, say of where they live."""
-    yield law.support
+    for part in _laws_within(law):
+        yield part.support
+
+
+def check_density(name: str, law: Any) -> None:
+    """Check that a site's law has a density, and so does all that it is made of.
+
+    Raises:
+        InvalidArgument: It has a point mass: where that is, no chain ever is.
+    """
+    for part in _laws_within(law):
+        kind = type(part).__name__
+        if kind in OF_POINTS:
+            raise InvalidArgument(
+                "model",
+                f"site {name!r}, a point mass ({kind})"
+                if part is law
+                else f"site {name!r}, with a point mass ({kind}) in it",
+                "sites whose laws have a density",
+                "What is fixed, or follows from other sites, is a deterministic site; of a spike and "
+                "a slab the spike may be a narrow normal, or each a model of its own, by their evidence",
+            )
+
+
+def is_angle(name: str, law: Any) -> bool:
+    """Whether a law is of angles: its density is that of one period, and goes on beyond it.
+
+    Args:
+        name: What the message calls it: "site 'a'".
+        law: A distribution of Pyro, which says that angles are on all of R.
+
+    Raises:
+        InvalidArgument: It is one of these transformed, or beside another.
+    """
+    within = list(_laws_within(law))
+    angles = [type(part).__name__ in ANGLES for part in within if not _parts(part)]
+    if any(angles) and (not all(angles) or any(_kind(p) == MOVED for p in within)):
+        raise InvalidArgument(
+            "model",
+            f"{name}, made of a law of angles, whose density is that of one period",
+            "angles as they are, from -pi to pi",
+            "Sample the angle itself, and transform its value, as a deterministic site",
+        )
+    return any(angles)
+
+
+def _laws_within(law: Any) -> Iterator[Any]:
+    """A law, and all that it is made of."""
+    yield law
     for part in _parts(law):
-        yield from supports_within(part)
+        yield from _laws_within(part)
 
 
 def check_supports(name: str, law: Any) -> None:
@@ -67,7 +120,7 @@ def check_supports(name: str, law: Any) -> None:
             inverse.
     """
     kind = _kind(law)
-    if kind == "TransformedDistribution" and law.transforms:
+    if kind == MOVED and law.transforms:
         _check_chain(name, law)
     elif kind == "MixtureGeneral":
         _check_mixture(name, law)

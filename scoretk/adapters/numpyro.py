@@ -17,11 +17,15 @@ from torch.distributions import constraints
 
 from scoretk.adapters.jax import in_jax
 from scoretk.adapters.jaxprs import import_jax
-from scoretk.adapters.law_supports import bare_support, check_supports, supports_within
+from scoretk.adapters.law_supports import (
+    bare_support,
+    check_density,
+    check_supports,
+    supports_within,
+)
 from scoretk.adapters.owned import (
     Owned,
     called,
-    check_density,
     check_repeats,
     generators_kept,
     is_flat,

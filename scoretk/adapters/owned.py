@@ -25,12 +25,10 @@ from scoretk.fields.wrappers import Energy
 __all__ = [
     "Owned",
     "called",
-    "check_density",
     "check_repeats",
     "generators_kept",
     "inner",
     "is_flat",
-    "is_of",
     "no_start",
     "of_variables",
 ]
@@ -120,29 +118,9 @@ def check_repeats(argument: str, ask: Callable[[], Any]) -> None:
 
 def is_flat(law: Any) -> bool:
     """Whether a law of Pyro or numpyro has a support and no samples, whatever is around it."""
-    return is_of("ImproperUniform", law)
-
-
-def is_of(kind: str, law: Any) -> bool:
-    """Whether a law is of a class of this name, whatever is around it."""
-    while law is not None and type(law).__name__ != kind:
+    while law is not None and type(law).__name__ != "ImproperUniform":
         law = getattr(law, "base_dist", None)
     return law is not None
-
-
-def check_density(name: str, law: Any) -> None:
-    """Check that a site's law has a density.
-
-    Raises:
-        InvalidArgument: It is a point mass.
-    """
-    if is_of("Delta", law):
-        raise InvalidArgument(
-            "model",
-            f"site {name!r}, a point mass (Delta)",
-            "sites whose laws have a density",
-            "What is fixed, or follows from other sites, is a deterministic site",
-        )
 
 
 def no_start(site: Any) -> InvalidArgument:

@@ -16,16 +16,14 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, constraints, transform_to
 
-from scoretk.adapters.law_supports import check_supports, supports_within
-from scoretk.adapters.owned import (
-    called,
+from scoretk.adapters.law_supports import (
+    bare_support,
     check_density,
-    check_repeats,
-    generators_kept,
-    is_flat,
-    is_of,
-    no_start,
+    check_supports,
+    is_angle,
+    supports_within,
 )
+from scoretk.adapters.owned import called, check_repeats, generators_kept, is_flat, no_start
 from scoretk.core.anatomy import asked
 from scoretk.core.dependencies import required
 from scoretk.core.rows import row_sum
@@ -54,8 +52,9 @@ def from_pyro(model: Callable[..., Any], /, *args: Any, **options: Any) -> Energ
         space; draws are the sites' values.
 
     Raises:
-        InvalidArgument: It has no latent site, a discrete one, or one whose support depends on
-            another's value; its sites are not always the same; it takes mini-batches of its data,
+        InvalidArgument: It has no latent site, a discrete one, one with a point mass, or one whose
+            support depends on another's value; its sites are not always the same; it takes
+            mini-batches of its data,
             or draws random numbers beside its sites; or it does not run.
         MissingDependency: Pyro is not installed.
     """
@@ -200,17 +199,15 @@ def _alike(a: Any, b: Any) -> bool:
 
 
 def _variable(name: str, site: Any) -> Variable:
-    support, shape = site["fn"].support, tuple(site["value"].shape)
+    support, shape = bare_support(site["fn"].support), tuple(site["value"].shape)
     check_density(name, site["fn"])
     check_supports(f"site {name!r}", site["fn"])
     if support.is_discrete:
         raise InvalidArgument(
             "model", f"a discrete latent site {name!r}", "continuous ones", "Sum it out"
         )
-    while isinstance(support, constraints.independent):
-        support = support.base_constraint
-    if support is constraints.real and is_of("VonMises", site["fn"]):
-        support = constraints.interval(-math.pi, math.pi)  # its density is that of one period
+    if is_angle(f"site {name!r}", site["fn"]):
+        support = constraints.interval(-math.pi, math.pi)
     return Variable(shape, support)
 
 

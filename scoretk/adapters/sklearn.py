@@ -27,6 +27,7 @@ References:
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -67,7 +68,8 @@ def from_sklearn(estimator: Any) -> DistributionField | KernelDensityField:
         The field. That of the tophat kernel has no score, that of the cosine kernel no `draw`.
 
     Raises:
-        InvalidArgument: It is no such density, or not fitted.
+        InvalidArgument: It is no such density, or not fitted; or its attributes, changed by hand since,
+            do not agree with each other.
     """
     kinds = {owner: make for owner, make in _KINDS.items() if owner in owners(estimator)}
     if not kinds:
@@ -93,17 +95,54 @@ def _tensor(array: Any) -> Tensor:
 
 
 def _mixture(gm: Any) -> DistributionField:
+    try:
+        field, points, least = _of_moments(gm)
+        with warnings.catch_warnings():  # of columns that had names when it was fitted
+            warnings.simplefilter("ignore")
+            own = _tensor(gm.score_samples(points.numpy()))
+    except (AttributeError, RuntimeError, ValueError) as error:  # torch's and numpy's, of shapes
+        raise _disagrees(gm, f". It raised {type(error).__name__}: {error}") from error
+    # some types of covariance are asked by differences of squares, as large as the distance of 0
+    rounding = 64 * torch.finfo(torch.float64).eps * float(points.square().amax()) / least
+    close = (OWN if str(gm.means_.dtype) == "float64" else OWN_IN_FLOAT32) + rounding
+    if not bool(((field.log_prob(points) - own).abs() <= close).all()):
+        raise _disagrees(gm)
+    return field
+
+
+OWN, OWN_IN_FLOAT32 = 1e-3, 0.1
+"""What a mixture's `score_samples` may differ by from the density of its moments, in nats: it is of
+`precisions_cholesky_`, which in float32 has few digits where coordinates are nearly one.
+"""
+
+
+def _of_moments(gm: Any) -> tuple[DistributionField, Tensor, float]:
+    """The law of a mixture's weights, means and covariances; points a standard deviation from its means
+    along each axis of the components, `(points, d)`; and the least variance along one of these axes.
+    """
     means, covariances = _tensor(gm.means_), _tensor(gm.covariances_)
     k, d = means.shape
     each: td.Distribution
     if gm.covariance_type in ("diag", "spherical"):
         std = covariances.sqrt().reshape(k, -1).expand(k, d)
-        each = td.Independent(td.Normal(means, std), 1)
+        each, axes = td.Independent(td.Normal(means, std), 1), std.diag_embed()
     else:
         factor = torch.linalg.cholesky(covariances).expand(k, d, d)
-        each = td.MultivariateNormal(means, scale_tril=factor)
+        each, axes = td.MultivariateNormal(means, scale_tril=factor), factor.mT
     weights = td.Categorical(_tensor(gm.weights_))
-    return from_distribution(td.MixtureSameFamily(weights, each))
+    field = from_distribution(td.MixtureSameFamily(weights, each))
+    points = torch.cat([means, (means[:, None] + axes).flatten(0, 1)])
+    return field, points, float(axes.diagonal(dim1=1, dim2=2).square().amin())
+
+
+def _disagrees(gm: Any, said: str = "") -> InvalidArgument:
+    return InvalidArgument(
+        "estimator",
+        f"{gm}, whose score_samples is not the density of its weights_, means_ and covariances_",
+        "attributes that agree with each other",
+        "By hand, weights_ sum to 1, and precisions_cholesky_, by which score_samples goes, are of "
+        f"covariances_, by which sample does; or fit it anew{said}",
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -202,11 +241,14 @@ class KernelDensityField:
 
 
 def _estimate(kde: Any) -> KernelDensityField:
-    if not _is_euclidean(kde):
-        raise InvalidArgument(
-            "estimator", kde, "a KernelDensity with metric='euclidean'", "Others have no known norm"
-        )
     data = _tensor(kde.tree_.data)
+    if not _is_euclidean(kde.tree_, data):
+        raise InvalidArgument(
+            "estimator",
+            kde,
+            "a KernelDensity fitted with metric='euclidean'",
+            "Others have no known norm, and a metric that is set later is that of the next fit",
+        )
     weights = kde.tree_.sample_weight
     given = torch.ones(len(data), dtype=torch.float64) if weights is None else _tensor(weights)
     return KernelDensityField(
@@ -214,11 +256,12 @@ def _estimate(kde: Any) -> KernelDensityField:
     )
 
 
-def _is_euclidean(kde: Any) -> bool:
-    """Whether its distances are Euclidean: those of Minkowski may have weights besides the power."""
-    given = dict(kde.metric_params or {})
-    plain = given.pop("p", 2) == 2 and all(value is None for value in given.values())
-    return kde.metric in ("euclidean", "l2") or (kde.metric == "minkowski" and plain)
+def _is_euclidean(tree: Any, data: Tensor) -> bool:
+    """Whether a tree's distances are Euclidean: what the estimator says of them may be newer than it."""
+    spread = (data.amax(0) - data.amin(0)).clamp(min=1e-3)
+    point = data[:1] + spread * torch.linspace(1.0, 2.0, data.shape[1], dtype=torch.float64)
+    found, _ = tree.query(point.numpy(), k=1)
+    return math.isclose(float(found[0, 0]), float((data - point).norm(dim=1).amin()), rel_tol=1e-6)
 
 
 _KINDS: Mapping[tuple[str, str], Callable[[Any], Any]] = MappingProxyType(

@@ -610,8 +610,72 @@ class TestPyro:
         draws = stk.sample(field, stk.MALA(1.0), chains=8, steps=20)
         assert bool((draws["a"].abs() <= torch.pi).all())
 
+    def test_laws_that_are_made_of_angles_are_of_one_period_too(self):
+        pyro = importing("pyro")
+        import pyro.distributions as dist
+
+        zero, one = torch.tensor(0.0), torch.tensor(1.0)
+        one_angle, normal = dist.VonMises(zero, one), dist.Normal(zero, one)
+        both = dist.SineBivariateVonMises(zero, zero, one, one, 0.1 * one)
+        choice = dist.Categorical(torch.ones(2))
+        for law in (
+            both,
+            dist.SineSkewed(both, torch.tensor([0.1, 0.1])),
+            dist.MaskedMixture(torch.tensor(True), one_angle, one_angle),
+            dist.MixtureSameFamily(choice, dist.VonMises(torch.zeros(2), torch.ones(2))),
+        ):
+            field = stk.from_pyro(lambda law=law: pyro.sample("a", law))
+            draws = stk.sample(field, stk.MALA(1.0), chains=8, steps=20)
+            assert bool((draws["a"].abs() <= torch.pi).all())
+        for law in (
+            dist.TransformedDistribution(
+                one_angle, [torch.distributions.AffineTransform(5.0, 2.0)]
+            ),
+            dist.MaskedMixture(torch.tensor(True), one_angle, normal),
+        ):
+            with pytest.raises(InvalidArgument, match=r"site .a., .*angles.*Sample the angle"):
+                stk.from_pyro(lambda law=law: pyro.sample("a", law))
+
+    def test_a_mixture_is_taken_where_its_components_live(self):
+        pyro = importing("pyro")
+        import pyro.distributions as dist
+
+        choice = dist.Categorical(torch.tensor([1.0, 3.0]))
+        law = dist.MixtureSameFamily(choice, dist.HalfNormal(torch.tensor([1.0, 4.0])))
+        field = stk.from_pyro(lambda: pyro.sample("a", law))
+        draws = stk.sample(field, stk.MALA(0.5), chains=4, steps=3)
+        x = draws["a"].reshape(-1, 1)
+        assert bool((x > 0).all())
+        torch.testing.assert_close(field.field.energy(x), -law.log_prob(x[:, 0]))
+
+    def test_laws_with_point_masses_in_them_are_refused(self):
+        pyro = importing("pyro")
+        import pyro.distributions as dist
+
+        normal, spike = (dist.Normal(torch.tensor(0.0), 1.0), dist.Delta(torch.tensor(0.0)))
+        for law in (
+            dist.ZeroInflatedDistribution(normal, gate=torch.tensor(0.5)),
+            dist.MaskedMixture(torch.tensor(True), normal, spike),
+            dist.Empirical(torch.arange(3.0), torch.zeros(3)),
+        ):
+            with pytest.raises(InvalidArgument, match=r"site .a., .*point mass \("):
+                stk.from_pyro(lambda law=law: pyro.sample("a", law))
+
 
 class TestNumpyro:
+    def test_laws_with_point_masses_in_them_are_refused(self):
+        numpyro = importing("numpyro")
+        import jax.numpy as jnp
+        import numpyro.distributions as dist
+
+        normal, choice = dist.Normal(0.0, 1.0), dist.Categorical(jnp.array([0.5, 0.5]))
+        for law in (
+            dist.MixtureGeneral(choice, [normal, dist.Delta(0.0)], support=dist.constraints.real),
+            dist.MixtureSameFamily(choice, dist.Delta(jnp.zeros(2))),
+        ):
+            with pytest.raises(InvalidArgument, match=r"site .a., .*point mass \("):
+                stk.from_numpyro(lambda law=law: numpyro.sample("a", law))
+
     def test_a_law_that_does_not_live_where_it_says_is_refused(self):
         numpyro = importing("numpyro")
         import jax.numpy as jnp

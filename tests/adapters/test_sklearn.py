@@ -181,6 +181,72 @@ def test_what_is_no_density_is_refused_with_the_way():
         stk.sample(fitted("full"), chains=2)
 
 
+HALF_CHANGED = {
+    "weights that do not sum to 1": lambda gm: setattr(gm, "weights_", gm.weights_ * 1.1),
+    "weights below 0": lambda gm: setattr(gm, "weights_", [1.5, 0.5, -1.0]),
+    "other covariances": lambda gm: setattr(gm, "covariances_", gm.covariances_ * 1.1),
+    "other precisions": lambda gm: setattr(
+        gm, "precisions_cholesky_", gm.precisions_cholesky_ * 1.1
+    ),
+    "less means": lambda gm: setattr(gm, "means_", gm.means_[:1]),
+    "less covariances": lambda gm: setattr(gm, "covariances_", gm.covariances_[:1]),
+    "no covariances": lambda gm: delattr(gm, "covariances_"),
+}
+
+
+@pytest.mark.parametrize("change", HALF_CHANGED.values(), ids=HALF_CHANGED)
+@pytest.mark.parametrize("kind", ["full", "tied", "diag", "spherical"])
+def test_a_mixture_that_was_changed_in_part_is_refused(kind, change):
+    """Its `score_samples` is of the precisions and the weights as they are, its `sample` of the covariances."""
+    gm = fitted(kind)
+    change(gm)
+    with pytest.raises(InvalidArgument, match=r"agree with each other.*fit it anew"):
+        stk.from_sklearn(gm)
+
+
+@pytest.mark.parametrize(("before", "after"), [("diag", "tied"), ("tied", "diag")])
+def test_a_mixture_under_another_type_of_covariance_is_refused(before, after):
+    gm = mixture.GaussianMixture(2, covariance_type=before, random_state=0).fit(data(2))
+    gm.covariance_type = after
+    with pytest.raises(InvalidArgument, match="agree with each other"):
+        stk.from_sklearn(gm)
+
+
+@pytest.mark.parametrize("kind", ["full", "tied", "diag", "spherical"])
+def test_a_mixture_that_was_changed_as_a_whole_is_its_own(kind):
+    gm, x = fitted(kind), data(2)[::7]
+    gm.means_, gm.weights_ = gm.means_ + 1e4, np.array([0.2, 0.3, 0.5])
+    gm.covariances_, gm.precisions_cholesky_ = gm.covariances_ * 4, gm.precisions_cholesky_ / 2
+    found = stk.from_sklearn(gm).log_prob(torch.as_tensor(x + 1e4))
+    np.testing.assert_allclose(found, gm.score_samples(x + 1e4), rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["full", "tied", "diag", "spherical"])
+def test_a_mixture_of_single_precision_and_of_named_columns_is_taken(kind):
+    frame = pytest.importorskip("pandas").DataFrame(data(2).astype("float32"), columns=["a", "b"])
+    frame["c"] = frame["a"] + np.linspace(0, 0.1, len(frame), dtype="float32")
+    gm = mixture.GaussianMixture(2, covariance_type=kind, random_state=0).fit(frame)
+    found = stk.from_sklearn(gm).log_prob(torch.as_tensor(gm.means_).double())
+    np.testing.assert_allclose(
+        found, gm.score_samples(frame.from_records(gm.means_, columns=frame.columns)), atol=0.1
+    )
+
+
+@pytest.mark.parametrize("options", [{"metric": "manhattan"}, {"metric_params": {"p": 3}}])
+def test_a_metric_set_after_the_fit_is_not_that_of_the_density(options):
+    kde = neighbors.KernelDensity(metric="minkowski").set_params(**options).fit(data(2))
+    kde.set_params(metric="euclidean", metric_params=None)
+    with pytest.raises(InvalidArgument, match="fitted with metric='euclidean'"):
+        stk.from_sklearn(kde)
+
+
+def test_what_the_next_fit_will_have_does_not_count():
+    kde, x = estimate("gaussian"), data(2)[::9]
+    kde.set_params(metric="manhattan", bandwidth=3.0)
+    found = stk.from_sklearn(kde).log_prob(torch.as_tensor(x))
+    np.testing.assert_allclose(found, kde.score_samples(x), rtol=1e-9)
+
+
 def test_a_solver_samples_them():
     for made in (fitted("diag"), estimate("epanechnikov")):
         field = stk.from_sklearn(made)
