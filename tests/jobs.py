@@ -326,6 +326,10 @@ def streamed(path, pause=0.0, checkpoint=None, timeout=60.0, **more):
         time.sleep(float(os.environ["PAUSE"]))
         return bumpy(x)
 
+    return streamed_with(energy, path, checkpoint, timeout, **more)
+
+
+def streamed_with(energy, path, checkpoint=None, timeout=60.0, **more):
     run = {"chains": CHAINS, "steps": 24, "batch": 7, "checkpoint": checkpoint} | more
     with stk.distributed(timeout=timeout):
         keep = stk.Zarr(path, draws=5)
@@ -493,6 +497,38 @@ def stormy(folder, seed, sizes, kills, singly=False):
         left += sum(process.is_alive() for process in job.processes)
         job.kill()
     return ends, done, left
+
+
+def outlived(folder, ranks):
+    """What jobs have that come after one whose rank 0 was killed, while its rank 1, not knowing, is in a long step.
+
+    Returns:
+        What one had, whether rank 1 still ran when it ended, and what one had after that.
+    """
+    first = Job(2, lingers, folder)
+    while not (folder / "long").exists():
+        time.sleep(0.01)
+    first.processes[0].kill()
+    first.processes[0].join()
+    second = Job(ranks, lingers, folder).wait(120)
+    lives = first.processes[1].is_alive()
+    first.processes[1].join(60)
+    return second, lives, Job(ranks, lingers, folder).wait(120)
+
+
+def lingers(folder):
+    """A run in a store, of which rank 1 makes one step that is long, once for all jobs."""
+    steps = []
+
+    def energy(x):
+        steps.append(len(x))
+        if rank() == 1 and len(steps) > 20 and not (folder / "long").exists():
+            (folder / "long").touch()
+            time.sleep(10)
+        time.sleep(0.0 if (folder / "long").exists() else 0.01)
+        return bumpy(x)
+
+    return streamed_with(energy, folder / "d.zarr", checkpoint=stk.Checkpoint(folder / "c", 1e-3))
 
 
 class System:

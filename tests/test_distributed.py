@@ -317,6 +317,17 @@ found = second, left, jobs.Job({size}, jobs.streamed, run[0], 0.0, run[2]).wait(
     in_one_store(ends, [([], [])])
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [1, 2])
+def test_a_job_is_refused_while_a_rank_of_the_one_before_still_runs(size, tmp_path):
+    """Its rank 0 is dead and it does not know: what it writes at its next look would undo what the new job has counted."""
+    pytest.importorskip("zarr")
+    second, outlived, ends = in_jobs(tmp_path, f"found = jobs.outlived(folder, {size})")
+    assert outlived
+    assert {str(answer[0]) for answer in second.values()} == {"Busy"}
+    in_one_store(ends, [([], [])])
+
+
 class TestTheDeviceOfARank:
     """Told by stand-ins: a GPU each where a machine has one for each of its processes, and NCCL between these."""
 

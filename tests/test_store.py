@@ -19,7 +19,7 @@ import torch
 from torch.distributions import constraints
 
 import scoretk as stk
-from scoretk.core.locks import held, lock_of
+from scoretk.core.locks import held, held_with_others, lock_of
 from scoretk.errors import Busy, InvalidArgument, OutputExists, StoreError
 from scoretk.inference import sampling
 from scoretk.run import store as streaming
@@ -682,6 +682,22 @@ class TestOneJobAtATime:
         with held(tmp_path / "d"):
             assert json.loads(lock_of(tmp_path / "d").read_text())["pid"] == os.getpid()
         assert not lock_of(tmp_path / "d").exists()
+
+    def test_processes_of_a_job_hold_it_until_the_last_has_left(self, tmp_path):
+        path = tmp_path / "d"
+        with pytest.raises(Busy), held_with_others(path, "one"):
+            pass
+        assert not lock_of(path).exists()
+        with contextlib.ExitStack() as other:
+            with held(path, job="one"):
+                with pytest.raises(Busy), held_with_others(path, "another"):
+                    pass
+                other.enter_context(held_with_others(path, "one"))
+            with pytest.raises(Busy), held(path):
+                pass
+        with held(path):
+            pass
+        assert not lock_of(path).exists()
 
     def test_without_locks_the_process_named_is_asked_for(self, tmp_path, monkeypatch):
         monkeypatch.setattr("scoretk.core.locks.fcntl", None)

@@ -1,9 +1,11 @@
 """One job at a time: a lock beside what a job writes, which a crash releases.
 
 The lock is the kernel's (`flock`) on a file `.NAME.lock` beside the path: it ends with the process
-that holds it, however that ends, so nothing has to be found stale. The file says whose it is, for
-the message. Where a file system knows no locks, the process that the file names is asked for: one
-of this machine that is gone has left the file behind, and one of another machine is believed.
+that holds it, however that ends, so nothing has to be found stale. The processes of one job hold it
+together: the first takes it alone and then shares it, so that it is free when the last of them has
+ended. The file says whose it is, for the message, and for those who share. Where a file system
+knows no locks, the process that the file names is asked for: one of this machine that is gone has
+left the file behind, and one of another machine is believed.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from scoretk.errors import Busy
 fcntl: Any = import_module("fcntl") if find_spec("fcntl") else None
 """What Windows does not have."""
 
-__all__ = ["held", "lock_of"]
+__all__ = ["held", "held_with_others", "lock_of"]
 
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
 """What a file system without locks says."""
@@ -42,43 +44,113 @@ def lock_of(path: str | os.PathLike[str]) -> Path:
 
 
 @contextmanager
-def held(path: str | os.PathLike[str], patience: float = 0.0) -> Iterator[None]:
+def held(
+    path: str | os.PathLike[str], patience: float = 0.0, job: str | None = None
+) -> Iterator[None]:
     """A context in which this process alone, and in it this caller alone, writes to a path.
 
     Args:
         path: What is written: a file or a folder, there or not.
         patience: The seconds that it is waited for another job to end.
+        job: The number of a job whose other processes may hold it too (`held_with_others`).
 
     Raises:
         Busy: Another job holds it.
     """
     lock, over = lock_of(path), time.monotonic() + patience
     try:
-        while (descriptor := _free(lock, path, over)) is None:
+        while (descriptor := _free(lock, path, over, job)) is None:
             time.sleep(0.1)
+        if job is not None:
+            _share(descriptor, lock, path, job)
     except OSError as error:
         raise Busy(f"{path} cannot be locked: {error}") from error
-    _HELD.add(lock_of(path))
+    _HELD.add(lock)
     try:
         yield
     finally:
-        _HELD.discard(lock_of(path))
-        with contextlib.suppress(OSError):  # removed while it is held, so that nobody else's is
-            lock.unlink()
+        _HELD.discard(lock)
+        _leave(descriptor, lock, alone=job is None)
+
+
+@contextmanager
+def held_with_others(path: str | os.PathLike[str], job: str) -> Iterator[None]:
+    """A context in which this process writes to a path that the first one of its job holds.
+
+    So one that outlives the first keeps other jobs away until it has ended.
+
+    Args:
+        path: As in `held`.
+        job: The number of the job.
+
+    Raises:
+        Busy: Another job holds it.
+    """
+    lock = lock_of(path)
+    try:
+        descriptor = os.open(lock, os.O_RDWR | os.O_CLOEXEC)
+        _share(descriptor, lock, path, job)
+    except OSError as error:
+        raise Busy(f"{path} cannot be locked: {error}") from error
+    try:
+        yield
+    finally:
+        _leave(descriptor, lock, alone=False)
+
+
+def _share(descriptor: int, lock: Path, path: object, job: str) -> None:
+    """Hold the lock together with others of a job; closes the file where that fails.
+
+    Raises:
+        Busy: Another job holds it.
+    """
+    try:
+        others = _flock(descriptor, "LOCK_SH") and _owner(descriptor).get("job") != job
+    except BlockingIOError:
+        others = True
+    if others:
+        busy = _busy(descriptor, lock, path)
         os.close(descriptor)
+        raise busy
 
 
-def _free(lock: Path, path: object, over: float) -> int | None:
+def _leave(descriptor: int, lock: Path, alone: bool) -> None:
+    """Let go, and remove the file, unless others of this job hold it still."""
+    with contextlib.suppress(OSError):
+        if _flock(descriptor, "LOCK_EX") or alone:
+            lock.unlink()  # while it is held, so that nobody else's is
+    os.close(descriptor)
+
+
+def _flock(descriptor: int, kind: str) -> bool:
+    """Take the kernel's lock, or as another kind, at once; False where there is none.
+
+    Raises:
+        BlockingIOError: Another one is in the way.
+    """
+    try:
+        if fcntl is not None:
+            fcntl.flock(descriptor, getattr(fcntl, kind) | fcntl.LOCK_NB)
+            return True
+    except BlockingIOError:
+        raise
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+    return False
+
+
+def _free(lock: Path, path: object, over: float, job: str | None) -> int | None:
     """As `_taken`; None where another job holds it and there is time left."""
     try:
-        return _taken(lock, path)
+        return _taken(lock, path, job)
     except Busy:
         if time.monotonic() >= over:
             raise
         return None
 
 
-def _taken(lock: Path, path: object) -> int:
+def _taken(lock: Path, path: object, job: str | None) -> int:
     """The lock's file, opened and held."""
     while True:
         descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
@@ -88,6 +160,7 @@ def _taken(lock: Path, path: object) -> int:
                 os.close(descriptor)
                 continue
             owner = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.ctime()}
+            owner |= {} if job is None else {"job": job}
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, json.dumps(owner).encode(), 0)
         except BaseException:
@@ -104,14 +177,10 @@ def _claim(descriptor: int, lock: Path, path: object) -> None:
         Busy: Another job holds it.
     """
     try:
-        if fcntl is not None:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if _flock(descriptor, "LOCK_EX"):
             return
     except BlockingIOError as error:
         raise _busy(descriptor, lock, path) from error
-    except OSError as error:
-        if error.errno not in NO_LOCKS:
-            raise
     owner = _owner(descriptor)
     here = owner.get("host") == socket.gethostname()
     gone = here and not lives(int(owner["pid"]))

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
+from uuid import UUID, uuid4
 
 import torch
 from einops import rearrange
@@ -40,7 +41,7 @@ from scoretk.core.arrays import aligned
 from scoretk.core.devices import has_float64
 from scoretk.core.identity import Identity, without_addresses
 from scoretk.core.keywords import explained
-from scoretk.core.locks import held
+from scoretk.core.locks import held, held_with_others
 from scoretk.core.noise import Noise, derive
 from scoretk.core.rows import across
 from scoretk.core.streams import Stream
@@ -234,8 +235,7 @@ def sample(
         with shared_call(call, identity) as share:
             written = [saved.file] if saved is not None else []
             written += [streamed.folder] if streamed is not None else []
-            for path in written if share.first else []:
-                ends.enter_context(held(path, 0.0 if share.alone else PATIENCE))
+            _hold(written, share, ends)
             if streamed is not None:
                 made_of = identity if saved is not None else None
                 told = _told_to_a_store(settings, made_of)
@@ -267,6 +267,9 @@ def sample(
                 tuned = {f"tuned/{name}": value for name, value in draws.tuned.items()}
                 outcome, store = {"final": draws.final, **tuned}, run.store
                 share.once("outcome", lambda: store.finish(outcome, draws.cost))
+            ends.close()
+            if written:  # the next call may be one for the same paths
+                share.meet("with its files closed")
     return draws
 
 
@@ -547,6 +550,28 @@ def _check_apart(saved: Checkpoint | None, streamed: Zarr | None) -> None:
         raise InvalidArgument(
             "checkpoint", str(saved.path), f"a path outside of the store {streamed.folder}"
         )
+
+
+def _hold(paths: list[Path], share: Share, ends: ExitStack) -> None:
+    """Have this job alone write to some paths, until its last process has left the stack of contexts.
+
+    Raises:
+        Busy: Another job does.
+    """
+    if not paths:
+        return
+    if share.alone:
+        for path in paths:
+            ends.enter_context(held(path))
+    elif share.first:
+        job = uuid4()
+        for path in paths:
+            ends.enter_context(held(path, PATIENCE, job.hex))
+        share.tell("job", {"": torch.tensor(list(job.bytes))})
+    else:
+        job = UUID(bytes=bytes(share.told("job")[""].tolist()))
+        for path in paths:
+            ends.enter_context(held_with_others(path, job.hex))
 
 
 def _told_to_a_store(settings: dict[str, Any], identity: Identity | None) -> dict[str, Any]:

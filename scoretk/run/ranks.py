@@ -346,6 +346,8 @@ class Share(Protocol):
 
     def once(self, name: str, make: Callable[[], object]) -> None: ...
 
+    def meet(self, where: str) -> None: ...
+
     def collected(
         self, mine: Mapping[int, Outcome], batches: int, place: torch.device
     ) -> Iterator[Outcome]: ...
@@ -392,6 +394,9 @@ class Alone:
             make: Does it.
         """
         make()
+
+    def meet(self, where: str) -> None:
+        """Wait until every process is here."""
 
     def collected(
         self, mine: Mapping[int, Outcome], batches: int, place: torch.device
