@@ -227,6 +227,19 @@ def waits_for_another():
     return raised(lambda: saved(None, timeout=2.0))
 
 
+def outlasts():
+    """A job that takes longer than its timeout, to whose end one rank comes a little after the other."""
+
+    def call():
+        with stk.distributed(timeout=5.0):
+            for _ in range(4):
+                stk.sample(FIELD, stk.MALA(0.3), 8, 2, batch=4)
+                time.sleep(2.0)
+            time.sleep(0.5 * rank())
+
+    return raised(call)
+
+
 def leaves_early():
     """One rank ends with an error between two calls."""
 
@@ -617,6 +630,7 @@ def all_of_them(folder):
     together = {
         "errors": (Job(2, errors), None),
         "leaves early": (Job(2, leaves_early), None),
+        "outlasts": (Job(2, outlasts), None),
         "stores": (Job(2, other_stores, folder), None),
         **({"loads": (Job(2, loads_at_once, folder), None)} if STORES else {}),
         "waits": (Job(1, waits_for_another), None),

@@ -174,6 +174,11 @@ def test_an_error_between_two_calls_ends_all(found):
     assert found["leaves early"][1] == expected
 
 
+def test_a_job_may_take_longer_than_its_timeout(found):
+    """Whoever came first to the end did not find the other there, and counted its silence from the job's start."""
+    assert found["outlasts"] == {0: None, 1: None}
+
+
 def test_a_field_may_count_its_calls(found):
     (first, again), other = found["counted"][0], found["counted"][1]
     assert first == again

@@ -265,7 +265,10 @@ def joined(timeout: float = TIMEOUT) -> Iterator[tuple[Ranks, Any]]:
     found, rank, world_size = _met(device, turn, timeout)
     try:
         yield Ranks(rank, world_size, device), dist.PrefixStore(f"scoretk/{turn}", found)
-        gathered(b"")  # gloo may abort in a process whose peer has left
+        try:
+            gathered(b"")  # gloo may abort in a process whose peer has left
+        except RuntimeError as error:  # of the backends
+            raise RankFailure(f"another process has ended before the others: {error}") from error
     finally:
         dist.destroy_process_group()
 
@@ -450,7 +453,8 @@ class _Shared:
             _Answering(store, job.line) for store in (dist.PrefixStore(call, job.store), job.store)
         )
         self._said, self._turns, self._words = dict[str, Outcome](), count(), count()
-        self._made, self._due, self._watched = 0, 0.0, (b"", time.monotonic())
+        self._made, self._due = 0, 0.0
+        self._watched: tuple[bytes, float] | None = None  # the next rank's word, since when
         self.identity: Identity | None = None
 
     def check(self, settings: Mapping[str, Any], identity: Identity) -> None:
@@ -619,7 +623,7 @@ class _Shared:
         """
         name = f"word {other}"
         word = self.store.get(name) if self.store.check([name]) else b""
-        if word != self._watched[0]:
+        if self._watched is None or word != self._watched[0]:
             self._watched = word, now
         elif other != self.rank and now - self._watched[1] > self.job.timeout:
             last = word.decode().rpartition(",")[0]
