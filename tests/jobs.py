@@ -122,6 +122,20 @@ def in_teams(spread, folder, solver=None):
     return draws.x.numpy()
 
 
+def other_teams():
+    """A network of two ranks that nobody says to be held together, and teams that overlap."""
+    distributed.init_process_group("gloo")
+    mesh = init_device_mesh("cpu", (2,))
+    net, one = network(), distributed.new_group([0])
+    parallelize_module(net, mesh, {"0": ColwiseParallel(), "2": RowwiseParallel()})
+
+    def call(group):
+        with stk.distributed(model_group=group, timeout=20.0):
+            of_network(net, stk.MALA())
+
+    return raised(lambda: call(None)), raised(lambda: call(mesh if rank() else one))
+
+
 def tuned_apart():
     """The mutant: every batch tunes for itself, on whatever rank it is."""
     batches._Pilot.of = staticmethod(lambda share, i, *rest: batches._Pilot(asked=not i))
@@ -637,6 +651,7 @@ def all_of_them(folder):
         "counted": (Job(2, counted), None),
         "command": (Job(2, command, folder), None),
         "fsdp": (Job(2, in_teams, "fsdp", folder / "fsdp", stk.MALA()), None),
+        "other teams": (Job(2, other_teams), None),
         **{f"task {i}": (Job(1, task, i, folder), None) for i in (0, 1)},
         "tuned apart": (Job(2, tuned_apart), None),
         "in order of ranks": (Job(2, in_order_of_ranks), None),

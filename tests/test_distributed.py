@@ -82,6 +82,17 @@ def test_a_network_may_lie_on_two_ranks(found):
         assert np.array_equal(found["fsdp"][n], found["whole network"])
 
 
+def test_a_network_on_two_ranks_is_refused_where_they_are_no_team(found):
+    """Each would run its own batch, and the layers would add up what belongs to two of them."""
+    for n in (0, 1):
+        for (kind, text, _), said in zip(
+            found["other teams"][n], ("lies", "the same on each"), strict=True
+        ):
+            assert kind == "InvalidArgument"
+            assert text.startswith("model_group: ")
+            assert said in text
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [2, 4])
 @pytest.mark.parametrize("spread", ["fsdp", "tensor parallel"])

@@ -60,7 +60,7 @@ from scoretk.run.batches import Finished, run_batches
 from scoretk.run.checkpoint import Checkpoint, tensor_digest, weights_digest
 from scoretk.run.draws import Cost, Draws
 from scoretk.run.fits import Kept, check_fits
-from scoretk.run.ranks import Share, shared_call, shares, unshared
+from scoretk.run.ranks import Share, check_team, shared_call, shares, unshared
 from scoretk.run.record import RECORDERS, Constraining, KeepAll, OfRows, Record, Recorder, Room
 from scoretk.run.resume import Saving, awaited_store
 from scoretk.run.schedule import Schedule
@@ -229,6 +229,7 @@ def sample(
         batches = [run.batch_of(part) for part in parts]
         settings = run.settings(schedule)
         asked = saved is not None or shares()
+        check_team(field_tensors(model))
         identity = Identity(field=model, solver=solver) if asked else None
         call = {**settings, "on_failure": on_failure, "checkpoint": saved and str(saved.path)}
         call |= {} if streamed is None else {"store": str(streamed.path), "draws": streamed.draws}

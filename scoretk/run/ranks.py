@@ -20,7 +20,7 @@ import os
 import pickle
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -44,6 +44,7 @@ __all__ = [
     "Ranks",
     "Share",
     "carrier",
+    "check_team",
     "distributed",
     "gathered",
     "joined",
@@ -215,6 +216,7 @@ def distributed(model_group: Any = None, timeout: float = TIMEOUT) -> Iterator[R
         end, token = _Shared(job, END), _JOB.set(job)
         try:
             with end.failing_together():
+                _agree_on_team(job)
                 yield ranks
                 end.meet("at the end")
         finally:
@@ -238,6 +240,37 @@ def _team(model_group: Any, rank: int) -> tuple[int, ...]:
     if rank not in team:
         raise InvalidArgument("model_group", team, expected)
     return team
+
+
+def _agree_on_team(job: _Job) -> None:
+    """Refuse teams that overlap, whose ranks would wait for one another without end."""
+    if len(job.team) == job.ranks.world_size == 1:
+        return
+    store, ours = _Answering(job.store, job.line), json.dumps(job.team)
+    for member in job.team:
+        theirs = store.compare_set(f"team of {member}", "", ours).decode()
+        if theirs != ours:
+            hint = f"Another rank says {theirs} of rank {member}, and rank {job.ranks.rank} {ours}"
+            raise InvalidArgument("model_group", job.team, "the same on each of its ranks", hint)
+
+
+def check_team(tensors: Iterable[Tensor]) -> None:
+    """Refuse a model that lies on ranks which are not said to hold it together.
+
+    Each would run a batch of its own, and what they send one another in a step would mix the two.
+
+    Raises:
+        InvalidArgument: There is such a tensor.
+    """
+    job = _JOB.get()
+    meshes = [] if job is None else [getattr(t, "device_mesh", None) for t in tensors]
+    for mesh in meshes:
+        lies_on = [] if mesh is None else mesh.mesh.flatten().tolist()
+        if job is not None and not {*lies_on} <= {*job.team}:
+            expected = f"the group of ranks {lies_on}, on which the field's network lies"
+            raise InvalidArgument(
+                "model_group", job.team, expected, "distributed(model_group=mesh)"
+            )
 
 
 @contextmanager
