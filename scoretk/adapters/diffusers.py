@@ -79,6 +79,9 @@ OF_DDIM = ("DDIMScheduler", "DDIMParallelScheduler")
 NEVER_CLIPPED = ("CogVideoX", "TCD")
 """The beginnings of the names of schedulers that have `clip_sample` in their configuration only."""
 
+ALL_ANEW = ("LCM", "TCD", "FlowMatchLCM")
+"""The beginnings of the names of schedulers that keep none, or a part only, of the noise that was predicted."""
+
 BY_LEVELS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas")
 """Settings by which a scheduler chooses levels, and finds timesteps for them."""
 
@@ -371,10 +374,11 @@ class _OnTable:
 def _warn_of_other_noise(scheduler: Any) -> None:
     """Warn where a scheduler draws other noise in its steps than any solver of this package does."""
     config, name = scheduler.config, type(scheduler).__name__
-    if config.get("stochastic_sampling"):
+    if config.get("stochastic_sampling") or name.startswith(ALL_ANEW):
+        how = " with stochastic_sampling=True" if config.get("stochastic_sampling") else ""
         warn(
-            f"{name} with stochastic_sampling=True draws all noise anew at each step, x' = (1 - s') D "
-            f"+ s' z with the denoised D: a rule for models that were distilled for it, and with many "
+            f"{name}{how} draws all noise anew at each step, x' = a' D + s' z with the denoised D and "
+            f"levels a' and s' (TCDScheduler a share of it): a rule for models that were distilled for it, and with many "
             f"steps of any other model of half of the data's variance. No solver here steps by it: "
             f"ProbabilityFlow is its deterministic flow, ReverseSDE its diffusion"
         )

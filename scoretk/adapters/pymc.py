@@ -8,6 +8,7 @@ JAX is installed, else by PyMC's compiled function, chain by chain.
 from __future__ import annotations
 
 import importlib.util
+import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -50,7 +51,8 @@ def from_pymc(model: Any) -> Constrained:
         coords. Solvers work in free space; draws are the variables' values.
 
     Raises:
-        InvalidArgument: It is no such model, has a discrete variable, one of a support that depends
+        InvalidArgument: It is no such model, has a discrete variable, one of a law with a point mass,
+            made of angles that are transformed, or of a support that depends
             on other variables or has no known bijection, or a log density that draws numbers.
         MissingDependency: PyMC is not installed.
     """
@@ -267,14 +269,18 @@ def _of_operation(op: Any) -> str:
 
 
 def _variable(model: Any, rv: Any, start: Any) -> Variable:
+    _check_density(rv)
     transform = model.rvs_to_transforms[rv]
     value = model.rvs_to_values[rv]
     free = torch.as_tensor(start[value.name])
     kind = "real" if transform is None else type(transform).__name__
+    if kind in ("real", "CircularTransform") and _is_angle(rv):
+        kind = "CircularTransform"  # without it too: its density is that of one period
     known: dict[str, Callable[[], Any]] = {
         "real": lambda: constraints.real,
         "LogTransform": lambda: constraints.positive,
         "LogOddsTransform": lambda: constraints.unit_interval,
+        "CircularTransform": lambda: constraints.interval(-math.pi, math.pi),
         "Interval": lambda: _interval(transform, rv),
         "IntervalTransform": lambda: _interval(transform, rv),
         "SimplexTransform": lambda: constraints.simplex,
@@ -294,6 +300,75 @@ def _variable(model: Any, rv: Any, start: Any) -> Variable:
         if model.coords.get(d) is not None
     }
     return Variable(shape, known[kind](), dims=dims, coords=coords)
+
+
+def _check_density(rv: Any) -> None:
+    """Check that a variable's law has a density, and so does all that it is made of.
+
+    Raises:
+        InvalidArgument: It has a point mass: where that is, no chain ever is.
+    """
+    for variable in _law_of(rv):
+        name = _operation(variable)
+        rounded = name in ROUNDINGS and _is_random(variable.owner.inputs[0])
+        if rounded or name in OF_POINTS:
+            raise InvalidArgument(
+                "model",
+                f"{rv.name}, a law with point masses ({name.removesuffix('RV')})",
+                "variables whose laws have a density",
+                "Sample what is censored, clipped or rounded itself, and make a pm.Deterministic of it; "
+                "of a spike and a slab the spike may be a narrow pm.Normal",
+            )
+
+
+def _is_angle(rv: Any) -> bool:
+    """Whether a variable's law is of angles: its density goes on beyond their one period.
+
+    Raises:
+        InvalidArgument: It is one of these transformed, or beside another.
+    """
+    own = [_operation(rv), *map(_operation, rv.owner.inputs)]
+    drawn = {name for name in own if name.endswith("RV") and name not in AROUND}
+    if not any(_operation(variable) == ANGLE for variable in _law_of(rv)):
+        return False
+    if drawn != {ANGLE}:
+        raise InvalidArgument(
+            "model",
+            f"{rv.name}, made of a law of angles, whose density is that of one period",
+            "angles as they are, from -pi to pi",
+            "Sample the angle itself, and transform it in a pm.Deterministic",
+        )
+    return True
+
+
+def _law_of(rv: Any) -> Iterator[Any]:
+    """The variables of pytensor that a law is made of: its own and its components', and what is within
+    these; parameters that are named variables of the model, or computed from such, are not.
+    """
+    left = [rv]
+    while left:
+        here = left.pop()
+        yield here
+        inside = getattr(here.owner.op, "fgraph", None) if here.owner else None
+        if inside is not None:
+            yield from _in_order(inside.outputs)
+        components = here.owner.inputs if here.owner else []
+        left += [v for v in components if _operation(v).endswith("RV") and v.name is None]
+
+
+def _operation(variable: Any) -> str:
+    """The operation that a variable of pytensor comes from, by the name of its class."""
+    if variable.owner is None:
+        return ""
+    op = variable.owner.op
+    return type(getattr(op, "scalar_op", op)).__name__
+
+
+OF_POINTS = ("CensoredRV", "DiracDeltaRV")
+"""Laws of PyMC with point masses; hurdles are mixtures with one of the second."""
+ROUNDINGS = ("Ceil", "Clip", "Floor", "RoundHalfAwayFromZero", "RoundHalfToEven", "Sign", "Trunc")
+"""What makes point masses of a law of one's own, by what pytensor calls it."""
+ANGLE, AROUND = "VonMisesRV", ("CategoricalRV", "MarginalMixtureRV", "MixtureRV")
 
 
 def _label(label: Any) -> Any:
@@ -318,14 +393,14 @@ def _interval(transform: Any, rv: Any) -> Any:
 
 def _number(rv: Any, bound: Any) -> Tensor | None:
     """The value of a bound, which depends on no other variable; None where it is infinite."""
-    if _is_random(bound):
+    if hasattr(bound, "type") and _is_random(bound):
         raise InvalidArgument(
             "model",
             f"{rv.name}, whose support depends on other variables",
             "supports that are always the same",
             "Give it a fixed support, and transform it in a pm.Deterministic",
         )
-    value = torch.as_tensor(np.asarray(bound.eval() if hasattr(bound, "eval") else bound)).double()
+    value = torch.tensor(np.asarray(bound.eval() if hasattr(bound, "eval") else bound)).double()
     infinite = value.isinf()
     if bool(infinite.any()) and not bool(infinite.all()):
         raise InvalidArgument(

@@ -401,6 +401,23 @@ def test_levels_beyond_the_table_of_a_network_of_timesteps_are_told():
     assert float(stk.from_diffusers(NET, within).grid(STEPS)[0]) > 0
 
 
+@pytest.mark.parametrize("name", ["LCMScheduler", "TCDScheduler", "FlowMatchLCMScheduler"])
+def test_steps_of_a_distilled_model_are_told(name):
+    """Theirs begin from noise drawn anew: even with a network that says the exact law the samples are others."""
+    options = {"clip_sample": False} if name == "LCMScheduler" else {}
+    made = scheduler(name, **options)
+    net = flow_of(made) if name.startswith("FlowMatch") else exact(made)
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always", UserWarning)
+        field = stk.from_diffusers(net, made, SHAPE)
+        grid = field.grid(STEPS)
+    assert any(f"{name} draws all noise anew" in str(w.message) for w in found)
+    sampled = stk.sample(
+        field, stk.ProbabilityFlow("euler", grid=grid), chains=CHAINS, init=noise()
+    ).final
+    assert apart(sampled, theirs(made, net, noise(), own_noise())) > 1e-2
+
+
 OTHER_STEPS = {
     "EulerDiscreteScheduler": ("interpolation_type", ("linear", "log_linear"), "asks its network"),
     "DDPMScheduler": (
@@ -684,6 +701,7 @@ def test_what_is_not_known_is_refused_with_the_way():
         stk.sample(NET, chains=2)
 
 
+@pytest.mark.filterwarnings("ignore:LCMScheduler draws")
 @pytest.mark.parametrize("steps", [None, 10, 50])
 @pytest.mark.parametrize(
     "name", [*METHODS, "PNDMScheduler", "UniPCMultistepScheduler", "LCMScheduler"]

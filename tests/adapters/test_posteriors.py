@@ -878,6 +878,63 @@ assert "pymc.sampling.jax" not in sys.modules
 
 @pytest.mark.slow
 class TestPymc:
+    @pytest.mark.filterwarnings("ignore:No safe default transform")
+    def test_laws_with_point_masses_in_them_are_refused(self):
+        pm, pt = importing("pymc"), importing("pytensor.tensor")
+        normal, own = pm.Normal.dist, pm.CustomDist
+        for make in (
+            lambda: pm.Censored("a", normal(0, 1), lower=-0.5, upper=0.5),
+            lambda: pm.HurdleGamma("a", psi=0.5, alpha=2, beta=1),
+            lambda: pm.Mixture(
+                "a", w=[0.5, 0.5], comp_dists=[pm.DiracDelta.dist(0.0), normal(0, 1)]
+            ),
+            lambda: own("a", dist=lambda size: pt.clip(normal(0, 1, size=size), 0, 1)),
+            lambda: own("a", dist=lambda size: pt.round(normal(0, 1, size=size))),
+        ):
+            with pm.Model() as model:
+                make()
+            with pytest.raises(InvalidArgument, match=r"a, a law with point masses \("):
+                stk.from_pymc(model)
+
+    @pytest.mark.filterwarnings("ignore:No JAX implementation")
+    def test_what_is_clipped_or_censored_beside_a_law_is_taken(self):
+        pm, pt = importing("pymc"), importing("pytensor.tensor")
+        with pm.Model() as model:
+            mu = pm.Normal("mu")
+            pm.CustomDist("b", pt.clip(mu, 0, 1), dist=lambda m, size: 2 * pm.Normal.dist(m, 1))
+            pm.Censored("y", pm.Normal.dist(mu, 1), lower=-1, upper=1, observed=[1.0, 0.3])
+        assert stk.from_pymc(model).constraint.names == ("mu", "b")
+
+    @pytest.mark.filterwarnings("ignore:No safe default transform")
+    def test_an_angle_is_of_one_period(self):
+        pm = importing("pymc")
+        laws = [pm.VonMises.dist(0.0, 1.0), pm.VonMises.dist(1.0, 0.1)]
+        for make in (
+            lambda: pm.VonMises("a", 0.0, 0.1),
+            lambda: pm.VonMises("a", 0.0, 0.1, default_transform=None),
+            lambda: pm.Mixture("a", w=[0.5, 0.5], comp_dists=laws),
+        ):
+            with pm.Model() as model:
+                make()
+            draws = stk.sample(stk.from_pymc(model), stk.MALA(1.0), chains=8, steps=20)
+            assert bool((draws["a"].abs() <= torch.pi).all())
+        beside = [laws[0], pm.Normal.dist(0.0, 1.0)]
+        for make in (
+            lambda: pm.Mixture("a", w=[0.5, 0.5], comp_dists=beside),
+            lambda: pm.CustomDist("a", dist=lambda size: 5 + 2 * pm.VonMises.dist(0, 1, size=size)),
+        ):
+            with pm.Model() as model:
+                make()
+            with pytest.raises(InvalidArgument, match=r"a, made of a law of angles.*Sample the"):
+                stk.from_pymc(model)
+
+    def test_an_interval_of_the_users_own_is_where_a_variable_lives(self):
+        pm = importing("pymc")
+        with pm.Model() as model:
+            pm.Normal("a", transform=pm.distributions.transforms.Interval(0, 2))
+        draws = stk.sample(stk.from_pymc(model), stk.MALA(1.0), chains=8, steps=20)
+        assert bool(((draws["a"] >= 0) & (draws["a"] <= 2)).all())
+
     def test_without_jax_it_is_pymcs_own_function(self):
         importing("pymc")
         told = subprocess.run(
