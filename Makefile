@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 # Tests start dozens of processes, and rewrite two hundred modules: compiled once, not each time.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test compiled slow mutants lint types docs clean adapters
+.PHONY: demo test compiled slow bench mutants lint types docs clean adapters
 
 demo: $(STAMP)
 	$(BIN)/scoretk demo
@@ -20,6 +20,10 @@ compiled: $(STAMP)
 
 slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow
+
+# The published tables whose small rows take a minute together; all of them: scoretk bench.
+bench: $(STAMP)
+	$(BIN)/scoretk bench few-steps amortised --quick
 
 # The adapters against the libraries themselves, which are large: several GB, in an environment of their own.
 adapters:
