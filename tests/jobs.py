@@ -17,7 +17,9 @@ import torch
 from torch import distributed, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, Replicate, distribute_module
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+from torch.nn.parallel import DistributedDataParallel
 
 import scoretk as stk
 from scoretk import cli
@@ -109,9 +111,9 @@ def in_teams(spread, folder, solver=None):
         "cpu", (distributed.get_world_size() // 2, 2), mesh_dim_names=("a", "b")
     )
     net = network()
-    if spread == "fsdp":
+    if "fsdp" in spread:  # its copies lie on other pairs
         for layer in (net[0], net[2], net[4], net):
-            fully_shard(layer, mesh=mesh["b"])
+            fully_shard(layer, mesh=mesh if spread == "copies of fsdp" else mesh["b"])
     else:
         plan = {"0": ColwiseParallel(), "2": RowwiseParallel()}
         parallelize_module(net, mesh["b"], plan)
@@ -134,6 +136,35 @@ def other_teams():
             of_network(net, stk.MALA())
 
     return raised(lambda: call(None)), raised(lambda: call(mesh if rank() else one))
+
+
+def whole_on_each():
+    """Networks of which each rank has all, and one that sends its buffers in each step."""
+    distributed.init_process_group("gloo")
+    mesh, alike = init_device_mesh("cpu", (2,)), [Replicate()]
+    copies = distribute_module(
+        network(),
+        mesh,
+        input_fn=lambda _, x, mesh: DTensor.from_local(x[0], mesh, alike, run_check=False),
+        output_fn=lambda _, y, mesh: y.to_local(),
+    )
+    norm = nn.BatchNorm1d(1, affine=False).eval()
+
+    def call(net):
+        with stk.distributed(timeout=20.0):
+            return of_network(net, stk.MALA()).x.numpy()
+
+    refused = raised(lambda: call(DistributedDataParallel(nn.Sequential(network(), norm))))
+    return refused, call(copies), call(DistributedDataParallel(network()))
+
+
+def keeps_the_store():
+    """The process with the store in it is the last to come to the end, and is gone before others look again."""
+    distributed.init_process_group("gloo")
+    ranks.LOOK = 2.0
+    with stk.distributed(timeout=20.0) as where:
+        time.sleep(0.0 if where.rank else 1.5)
+    return where.rank
 
 
 def tuned_apart():
@@ -652,6 +683,8 @@ def all_of_them(folder):
         "command": (Job(2, command, folder), None),
         "fsdp": (Job(2, in_teams, "fsdp", folder / "fsdp", stk.MALA()), None),
         "other teams": (Job(2, other_teams), None),
+        "whole on each": (Job(2, whole_on_each), None),
+        "keeps the store": (Job(2, keeps_the_store), None),
         **{f"task {i}": (Job(1, task, i, folder), None) for i in (0, 1)},
         "tuned apart": (Job(2, tuned_apart), None),
         "in order of ranks": (Job(2, in_order_of_ranks), None),

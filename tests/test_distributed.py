@@ -93,9 +93,26 @@ def test_a_network_on_two_ranks_is_refused_where_they_are_no_team(found):
             assert said in text
 
 
+def test_copies_of_a_network_are_no_team(found):
+    """Each rank asks its own, at its own times; a wrapper that sends in each step would wait for the others, or take theirs."""
+    for n in (0, 1):
+        (kind, text, _), *draws = found["whole on each"][n]
+        assert kind == "InvalidArgument"
+        assert "net.module" in text
+        for x in draws:
+            assert np.array_equal(x, found["whole network"])
+
+
+def test_who_keeps_the_store_leaves_last(found):
+    """With a process group of one's own, whose store is in rank 0."""
+    assert found["keeps the store"] == {0: 0, 1: 1}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("size", [2, 4])
-@pytest.mark.parametrize("spread", ["fsdp", "tensor parallel"])
+@pytest.mark.parametrize(
+    ("spread", "size"),
+    [(how, n) for how in ("fsdp", "tensor parallel") for n in (2, 4)] + [("copies of fsdp", 4)],
+)
 def test_teams_of_two(tmp_path, spread, size):
     """Tensor parallelism adds in another order than one process, and alike on all ranks."""
     whole, ranks = in_jobs(
@@ -105,7 +122,7 @@ def test_teams_of_two(tmp_path, spread, size):
     )
     assert len(ranks) == size
     for draws in ranks.values():
-        np.testing.assert_allclose(draws, whole, atol=0.0 if spread == "fsdp" else 1e-3)
+        np.testing.assert_allclose(draws, whole, atol=0.0 if "fsdp" in spread else 1e-3)
         assert np.array_equal(draws, ranks[0])
 
 

@@ -25,6 +25,7 @@ from scoretk.core.anatomy import (
     network_dtype,
     state_like,
     to_device,
+    walk,
 )
 from scoretk.core.arguments import (
     a_row_each,
@@ -229,7 +230,7 @@ def sample(
         batches = [run.batch_of(part) for part in parts]
         settings = run.settings(schedule)
         asked = saved is not None or shares()
-        check_team(field_tensors(model))
+        check_team(walk(model))
         identity = Identity(field=model, solver=solver) if asked else None
         call = {**settings, "on_failure": on_failure, "checkpoint": saved and str(saved.path)}
         call |= {} if streamed is None else {"store": str(streamed.path), "draws": streamed.draws}

@@ -32,7 +32,8 @@ from queue import SimpleQueue
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel as DDP
 
 from scoretk.core.arguments import positive
 from scoretk.core.identity import Identity, differences
@@ -254,23 +255,43 @@ def _agree_on_team(job: _Job) -> None:
             raise InvalidArgument("model_group", job.team, "the same on each of its ranks", hint)
 
 
-def check_team(tensors: Iterable[Tensor]) -> None:
+def check_team(parts: Iterable[Any]) -> None:
     """Refuse a model that lies on ranks which are not said to hold it together.
 
     Each would run a batch of its own, and what they send one another in a step would mix the two.
 
+    Args:
+        parts: All that the model is made of.
+
     Raises:
-        InvalidArgument: There is such a tensor.
+        InvalidArgument: There is such a tensor or module.
     """
     job = _JOB.get()
-    meshes = [] if job is None else [getattr(t, "device_mesh", None) for t in tensors]
-    for mesh in meshes:
-        lies_on = [] if mesh is None else mesh.mesh.flatten().tolist()
+    for part in () if job is None else parts:
+        lies_on = _lies_on(part)
         if job is not None and not {*lies_on} <= {*job.team}:
             expected = f"the group of ranks {lies_on}, on which the field's network lies"
-            raise InvalidArgument(
-                "model_group", job.team, expected, "distributed(model_group=mesh)"
-            )
+            wrapped = "or the module without its wrapper, net.module, where each has all of it"
+            hint = f"distributed(model_group=mesh){f', {wrapped}' if isinstance(part, nn.Module) else ''}"
+            raise InvalidArgument("model_group", job.team, expected, hint)
+
+
+def _lies_on(part: Any) -> list[int]:
+    """The ranks to which a part of a model sends messages in a step.
+
+    Those among which a tensor is sharded, not those that have the same of it; and the group of a
+    module that wraps another (DDP, which sends buffers where it has some; FSDP).
+    """
+    mesh, group = getattr(part, "device_mesh", None), getattr(part, "process_group", None)
+    if isinstance(part, Tensor) and mesh is not None:
+        copies = [placement.is_replicate() for placement in getattr(part, "placements", ())]
+        here = mesh.get_coordinate() or [slice(None)] * len(copies)
+        index = [i if copy else slice(None) for i, copy in zip(here, copies, strict=True)]
+        return mesh.mesh[tuple(index)].flatten().tolist() if not all(copies) else []
+    if isinstance(part, nn.Module) and isinstance(group, dist.ProcessGroup):
+        silent = isinstance(part, DDP) and not part.will_sync_module_buffers()
+        return [] if silent else sorted(dist.get_process_group_ranks(group))
+    return []
 
 
 @contextmanager
@@ -287,6 +308,7 @@ def joined(timeout: float = TIMEOUT) -> Iterator[tuple[Ranks, Any]]:
     if dist.is_available() and dist.is_initialized():
         store = dist.PrefixStore(f"scoretk/{turn}", dist.distributed_c10d._get_default_store())
         yield Ranks(dist.get_rank(), dist.get_world_size(), _device()), store
+        _leave()
         return
     if not {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
         store = dist.HashStore() if dist.is_available() else None
@@ -298,12 +320,17 @@ def joined(timeout: float = TIMEOUT) -> Iterator[tuple[Ranks, Any]]:
     found, rank, world_size = _met(device, turn, timeout)
     try:
         yield Ranks(rank, world_size, device), dist.PrefixStore(f"scoretk/{turn}", found)
-        try:
-            gathered(b"")  # gloo may abort in a process whose peer has left
-        except RuntimeError as error:  # of the backends
-            raise RankFailure(f"another process has ended before the others: {error}") from error
+        _leave()
     finally:
         dist.destroy_process_group()
+
+
+def _leave() -> None:
+    """Wait for the others: one may keep the store that they ask, and gloo may abort without its peer."""
+    try:
+        gathered(b"")
+    except RuntimeError as error:  # of the backends
+        raise RankFailure(f"another process has ended before the others: {error}") from error
 
 
 def _met(device: torch.device, turn: str, timeout: float) -> tuple[Any, int, int]:
