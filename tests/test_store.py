@@ -699,6 +699,32 @@ class TestOneJobAtATime:
             pass
         assert not lock_of(path).exists()
 
+    @pytest.mark.skipif(not hasattr(os, "fork"), reason="of systems that fork")
+    def test_a_fork_neither_lets_go_of_it_nor_holds_it_on(self, tmp_path):
+        code = (
+            "import os, sys, time\nfrom scoretk.core.locks import held, lock_of\n"
+            f"with held({str(tmp_path / 'd')!r}):\n"
+            "    if not os.fork():\n        sys.exit()\n"
+            f"    os.wait()\n    print(lock_of({str(tmp_path / 'd')!r}).exists(), flush=True)\n"
+            "    if not os.fork():\n        print(os.getpid(), flush=True)\n"
+            "    time.sleep(600)"
+        )
+        first = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+        with first.stdout:
+            there, child = first.stdout.readline(), int(first.stdout.readline())
+        try:
+            with pytest.raises(Busy), held(tmp_path / "d"):
+                pass
+            first.kill()
+            first.wait()
+            assert there == "True\n"
+            with held(tmp_path / "d"):
+                pass
+        finally:
+            os.kill(child, signal.SIGKILL)
+            first.kill()
+            first.wait()
+
     def test_without_locks_the_process_named_is_asked_for(self, tmp_path, monkeypatch):
         monkeypatch.setattr("scoretk.core.locks.fcntl", None)
         path, lock = tmp_path / "d", lock_of(tmp_path / "d")

@@ -35,6 +35,8 @@ NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
 """What a file system without locks says."""
 _HELD: set[Path] = set()
 """The locks of this process."""
+_OPEN: set[int] = set()
+"""Their files, each opened once."""
 
 
 def lock_of(path: str | os.PathLike[str]) -> Path:
@@ -66,6 +68,7 @@ def held(
     except OSError as error:
         raise Busy(f"{path} cannot be locked: {error}") from error
     _HELD.add(lock)
+    _OPEN.add(descriptor)
     try:
         yield
     finally:
@@ -92,6 +95,7 @@ def held_with_others(path: str | os.PathLike[str], job: str) -> Iterator[None]:
         _share(descriptor, lock, path, job)
     except OSError as error:
         raise Busy(f"{path} cannot be locked: {error}") from error
+    _OPEN.add(descriptor)
     try:
         yield
     finally:
@@ -115,11 +119,28 @@ def _share(descriptor: int, lock: Path, path: object, job: str) -> None:
 
 
 def _leave(descriptor: int, lock: Path, alone: bool) -> None:
-    """Let go, and remove the file, unless others of this job hold it still."""
+    """Let go, and remove the file, unless others of this job hold it still, or it is a parent's."""
+    if descriptor not in _OPEN:
+        return
+    _OPEN.discard(descriptor)
     with contextlib.suppress(OSError):
         if _flock(descriptor, "LOCK_EX") or alone:
             lock.unlink()  # while it is held, so that nobody else's is
     os.close(descriptor)
+
+
+def _forget() -> None:
+    """Close the files that a process has from its parent, whose locks they are.
+
+    Else one that outlives it would hold them on, and one that leaves its contexts let go of them.
+    """
+    while _OPEN:
+        os.close(_OPEN.pop())
+    _HELD.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
 
 
 def _flock(descriptor: int, kind: str) -> bool:
