@@ -218,6 +218,7 @@ def distributed(model_group: Any = None, timeout: float = TIMEOUT) -> Iterator[R
         try:
             with end.failing_together():
                 _agree_on_team(job)
+                end.meet("with its team")  # within its first step none hears of a refusal
                 yield ranks
                 end.meet("at the end")
         finally:
