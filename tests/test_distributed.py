@@ -294,7 +294,8 @@ found = jobs.Job(2, jobs.streamed, folder / "d.zarr").wait()
 """
     kind, text, _ = in_jobs(tmp_path, program)[0]
     assert kind == "StoreError"
-    assert "has lost draws" in text
+    # on a machine with other work the second comes while the first is in the folder
+    assert "has lost draws" in text or "cannot write draws" in text
 
 
 @pytest.mark.slow
