@@ -294,8 +294,9 @@ found = jobs.Job(2, jobs.streamed, folder / "d.zarr").wait()
 """
     kind, text, _ = in_jobs(tmp_path, program)[0]
     assert kind == "StoreError"
-    # on a machine with other work the second comes while the first is in the folder
-    assert "has lost draws" in text or "cannot write draws" in text
+    # the last on a machine with other work, where the second comes while the first is in the folder
+    told = ("has 0 draws of a chain, where 24", "has lost draws", "cannot write draws")
+    assert any(words in text for words in told)
 
 
 @pytest.mark.slow
