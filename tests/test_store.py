@@ -739,6 +739,17 @@ class TestOneJobAtATime:
         with pytest.raises(Busy, match="elsewhere"), held(path):
             pass
 
+    def test_without_locks_a_job_of_several_processes_leaves_none_behind(
+        self, tmp_path, monkeypatch
+    ):
+        """The first, which lives on, would be in the way of its own next call."""
+        monkeypatch.setattr("scoretk.core.locks.fcntl", None)
+        path = tmp_path / "d"
+        for job in ("one", "another"):
+            with held(path, job=job), held_with_others(path, job), pytest.raises(Busy), held(path):
+                pass
+            assert not lock_of(path).exists()
+
 
 class TestChunks:
     def test_no_chunk_has_chains_of_two_batches(self):

@@ -73,7 +73,7 @@ def held(
         yield
     finally:
         _HELD.discard(lock)
-        _leave(descriptor, lock, alone=job is None)
+        _leave(descriptor, lock)
 
 
 @contextmanager
@@ -99,7 +99,7 @@ def held_with_others(path: str | os.PathLike[str], job: str) -> Iterator[None]:
     try:
         yield
     finally:
-        _leave(descriptor, lock, alone=False)
+        _leave(descriptor, lock)
 
 
 def _share(descriptor: int, lock: Path, path: object, job: str) -> None:
@@ -118,13 +118,16 @@ def _share(descriptor: int, lock: Path, path: object, job: str) -> None:
         raise busy
 
 
-def _leave(descriptor: int, lock: Path, alone: bool) -> None:
-    """Let go, and remove the file, unless others of this job hold it still, or it is a parent's."""
+def _leave(descriptor: int, lock: Path) -> None:
+    """Let go, and remove the file, unless others of this job hold it still, or it is a parent's.
+
+    Where there are no locks, who has written it removes it.
+    """
     if descriptor not in _OPEN:
         return
     _OPEN.discard(descriptor)
     with contextlib.suppress(OSError):
-        if _flock(descriptor, "LOCK_EX") or alone:
+        if _flock(descriptor, "LOCK_EX") or _owner(descriptor).get("pid") == os.getpid():
             lock.unlink()  # while it is held, so that nobody else's is
     os.close(descriptor)
 
