@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from scoretk.core.dependencies import required
-from scoretk.core.identity import without_addresses
+from scoretk.core.identity import stable_text
 
 __all__ = ["Program", "import_jax", "program"]
 
@@ -111,4 +111,4 @@ def _trace(function: Callable[[Any], Any], point: Any, wide: bool) -> tuple[Prog
     with jax.enable_x64(wide):
         jaxpr = held(jax.make_jaxpr(function)(point))
     run = core.jaxpr_as_fun(jaxpr)
-    return Program(without_addresses(str(jaxpr)), tuple(constants), run), dtypes
+    return Program(stable_text(str(jaxpr)), tuple(constants), run), dtypes

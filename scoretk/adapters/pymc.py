@@ -25,7 +25,7 @@ from scoretk.adapters.jax import InJax, in_jax
 from scoretk.adapters.jaxprs import import_jax
 from scoretk.adapters.owned import Both, Owned, called, of_variables
 from scoretk.core.dependencies import required
-from scoretk.core.identity import without_addresses
+from scoretk.core.identity import stable_text
 from scoretk.core.keywords import explained
 from scoretk.core.warned import warn
 from scoretk.errors import InvalidArgument
@@ -265,7 +265,7 @@ def _in_order(outputs: Iterable[Any]) -> list[Any]:
 def _of_operation(op: Any) -> str:
     """An operation of PyTensor in words: its class, what it says of itself, and its settings."""
     settings = {name: str(getattr(op, name, None)) for name in getattr(op, "__props__", None) or ()}
-    return without_addresses(f"{type(op).__name__} {op} {settings}")
+    return stable_text(f"{type(op).__name__} {op} {settings}")
 
 
 def _variable(model: Any, rv: Any, start: Any) -> Variable:

@@ -39,9 +39,9 @@ __all__ = [
     "is_among",
     "is_summary",
     "numbers_as_bytes",
+    "stable_text",
     "tensor_value",
     "whole_tensor",
-    "without_addresses",
 ]
 
 SHOWN = 60
@@ -178,7 +178,7 @@ def is_summary(value: Any) -> bool:
     )
 
 
-def without_addresses(text: str) -> str:
+def stable_text(text: str) -> str:
     """A text that is the same in every process: without addresses (` at 0x...`), sets of strings in order.
 
     In what order Python shows a set of strings differs from process to process.
@@ -296,7 +296,7 @@ def _content(item: Any) -> str:
     if isinstance(item, list | tuple | deque):
         return f" of {len(item)}" + (f": {_short(repr(list(item)))}" if _are_plain(item) else "")
     if isinstance(item, _WRITTEN):
-        return f" {_short(without_addresses(repr(item)))}"
+        return f" {_short(stable_text(repr(item)))}"
     return ""
 
 

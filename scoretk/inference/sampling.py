@@ -40,7 +40,7 @@ from scoretk.core.arguments import (
 from scoretk.core.arguments import device as as_device
 from scoretk.core.arrays import aligned
 from scoretk.core.devices import has_float64
-from scoretk.core.identity import Identity, without_addresses
+from scoretk.core.identity import Identity, stable_text
 from scoretk.core.keywords import explained
 from scoretk.core.locks import held, held_with_others
 from scoretk.core.noise import Noise, derive
@@ -200,7 +200,7 @@ def sample(
     continues = 0 if before is None else before.continued_by(seed, _given(init))
 
     run = _Run(
-        origin=without_addresses(origin),
+        origin=stable_text(origin),
         model=model,
         solver=solver,
         ids=ids,
@@ -399,7 +399,7 @@ class _Run:
             ),
             "weights": weights_digest(field_tensors(self.model))[:16],
             "event_shape": list(_event_shape(self.model)),
-            "solver": without_addresses(repr(self.solver)),
+            "solver": stable_text(repr(self.solver)),
             "chains": len(ids) if ids == range(len(ids)) else repr(ids),
             "seed": self.seed,
             "steps": schedule.total - schedule.warmup,

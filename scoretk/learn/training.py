@@ -17,7 +17,7 @@ from torch.optim.swa_utils import AveragedModel
 from scoretk.core.anatomy import learning
 from scoretk.core.arguments import count, tensor_like
 from scoretk.core.arrays import aligned
-from scoretk.core.identity import Identity, without_addresses
+from scoretk.core.identity import Identity, stable_text
 from scoretk.core.noise import derive
 from scoretk.core.sealed import is_count
 from scoretk.errors import CheckpointError, InvalidArgument, ScoretkError
@@ -223,7 +223,7 @@ class Training:
             "seed": self.seed,
             "data": tensor_digest(rows),
             "weights": weights,
-            "module": without_addresses(repr(self.module)),
+            "module": stable_text(repr(self.module)),
             "recipe": asdict(self.recipe)
             | {"optimiser": _name(self.recipe.optimiser), "parts": self.parts},
             "players": [[p.name, p.steps, _name(p.optimiser)] for p in self.players],
