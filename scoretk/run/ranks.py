@@ -67,7 +67,7 @@ FAREWELL = 3.0
 """The most seconds that a rank with an error waits for the others to end with it: those that start
 processes end all that are left when the first one fails.
 """
-END = "end"
+BEGIN, END = "begin", "end"
 
 _ENTERED = count()
 dist: Any = torch.distributed
@@ -214,11 +214,12 @@ def distributed(model_group: Any = None, timeout: float = TIMEOUT) -> Iterator[R
             raise ScoretkError("this build of torch has no torch.distributed")
         line = _Line(timeout) if ranks.world_size > 1 else None
         job = _Job(ranks, _team(model_group, ranks.rank), store, timeout, line)
-        end, token = _Shared(job, END), _JOB.set(job)
+        begin, end = (_Shared(job, name) for name in (BEGIN, END))  # a wait each: words of its own
+        token = _JOB.set(job)
         try:
             with end.failing_together():
                 _agree_on_team(job)
-                end.meet("with its team")  # within its first step none hears of a refusal
+                begin.meet("with its team")  # within its first step none hears of a refusal
                 yield ranks
                 end.meet("at the end")
         finally:
