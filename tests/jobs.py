@@ -110,18 +110,24 @@ def in_teams(spread, folder, solver=None):
     mesh = init_device_mesh(
         "cpu", (distributed.get_world_size() // 2, 2), mesh_dim_names=("a", "b")
     )
-    net = network()
+    net, found = network(), []
     if "fsdp" in spread:  # its copies lie on other pairs
         for layer in (net[0], net[2], net[4], net):
             fully_shard(layer, mesh=mesh if spread == "copies of fsdp" else mesh["b"])
     else:
         plan = {"0": ColwiseParallel(), "2": RowwiseParallel()}
         parallelize_module(net, mesh["b"], plan)
+    placed, written = store.Store._placed, []
+    store.Store._placed = lambda *told: written.append(told[1]) or placed(*told)
+    more = {"keep": stk.Zarr(folder.with_suffix(".zarr"), draws=3)} if STORES else {}
     with stk.distributed(model_group=mesh["b"]):
-        draws, again = (of_network(net, solver, checkpoint=folder) for _ in range(2))
-    assert torch.equal(draws.x, again.x)
+        for _ in range(2):  # saved at each step, the last one too
+            draws = of_network(net, solver, checkpoint=stk.Checkpoint(folder, every=1e-6), **more)
+            found.append(draws.x[:])
+    assert torch.equal(*found)
+    assert not (written and rank() % 2)  # the leader writes what both have
     distributed.barrier()
-    return draws.x.numpy()
+    return draws.x[:].numpy()
 
 
 def other_teams():
@@ -273,7 +279,9 @@ def waits_for_another():
 
 
 def outlasts():
-    """A job that takes longer than its timeout, to whose end one rank comes a little after the other."""
+    """A job that takes longer than its timeout, to whose begin and end one rank comes after the other."""
+    distributed.init_process_group("gloo")
+    time.sleep(rank())
 
     def call():
         with stk.distributed(timeout=5.0):

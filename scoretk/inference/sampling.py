@@ -618,11 +618,11 @@ def _store(
     if share.first:
         waits = file is not None and file.exists() and not asked.folder.exists()
         known = awaited_store(file, schedule.kept_before) if file is not None and waits else None
-        store = Store(asked, contents, sizes, file, known, share.once)
+        store = Store(asked, contents, sizes, file, known, share.once, share.leads)
         share.tell("store", {"id": torch.tensor(list(bytes.fromhex(store.id)))})
         return store
     known = bytes(share.told("store")["id"].tolist()).hex()
-    return Store(asked, contents, sizes, file, known, share.once)
+    return Store(asked, contents, sizes, file, known, share.once, share.leads)
 
 
 def _check_modes(

@@ -261,12 +261,14 @@ class _InFolder:
         return _asked(self.batches[i], self.solver, self.moments[i])
 
     def _write(self, i: int, said: dict[str, Tensor]) -> None:
+        moment = self.moments[i]
+        self._saved[i] = (
+            moment.step
+        )  # on each rank of a team: it decides who asks the field, in `over`
         if not self.share.leads:
             return
-        moment = self.moments[i]
         parts = contents({i: moment}, self.batches, self.saving, self.changed, said)
         self.saving.checkpoint.save(*parts, path=self._file(i), kind="batch")
-        self._saved[i] = moment.step
 
     def _begin(self) -> None:
         """Write the manifest, unless the one that is there is this run's."""

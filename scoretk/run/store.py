@@ -166,6 +166,8 @@ class Store:
             what was saved, or, where nothing was, from the beginning, if it is the same run.
         known: The store's number, as another process of the job has found it.
         once: As `Share.once`: has the arrays made by one process.
+        writes: Whether this process writes draws: of a team, which all make them, its leader does. What
+            another wrote a little later would take back the count that the leader's checkpoint knows of.
 
     Attributes:
         id: A number of its own, which its checkpoint knows it by.
@@ -183,10 +185,11 @@ class Store:
         saved: Path | None,
         known: str | None = None,
         once: Callable[[str, Callable[[], object]], object] = lambda _, make: make(),
+        writes: bool = True,
     ) -> None:
         self.folder, self.contents, self.batches = asked.folder, contents, batches
         self.arrays, self.writer = dict[str, Any](), _Writer()
-        self._draws, self._once, self._made = asked.draws, once, False
+        self._draws, self._once, self._made, self._writes = asked.draws, once, False, writes
         if known is not None:
             self.id = known
         elif not self.folder.exists():
@@ -363,7 +366,7 @@ class Store:
         return _statistics(self.arrays)
 
     def write(self, rows: slice, start: int, values: Mapping[str, np.ndarray]) -> None:
-        """Write draws of some chains.
+        """Write draws of some chains, where this process writes them.
 
         Args:
             rows: Which chains of the run.
@@ -374,6 +377,8 @@ class Store:
         Raises:
             StoreError: The disk refuses.
         """
+        if not self._writes:
+            return
         with self.told():
             for name, value in values.items():
                 for where, part in self._placed(name, value):
