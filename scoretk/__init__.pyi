@@ -117,6 +117,7 @@ from scoretk.run.stored import Draws as Draws
 from scoretk.run.stored import Lazy as Lazy
 from scoretk.run.stored import StoredDraws as StoredDraws
 from scoretk.solvers import AIS as AIS
+from scoretk.solvers import DAPS as DAPS
 from scoretk.solvers import GHMC as GHMC
 from scoretk.solvers import HMC as HMC
 from scoretk.solvers import MALA as MALA
@@ -136,6 +137,7 @@ from scoretk.solvers import ParallelTempering as ParallelTempering
 from scoretk.solvers import PreconditionedLangevin as PreconditionedLangevin
 from scoretk.solvers import ProbabilityFlow as ProbabilityFlow
 from scoretk.solvers import ReverseSDE as ReverseSDE
+from scoretk.solvers import SplitGibbs as SplitGibbs
 from scoretk.solvers import SwendsenWang as SwendsenWang
 from scoretk.solvers import TwistedSMC as TwistedSMC
 from scoretk.solvers import Underdamped as Underdamped

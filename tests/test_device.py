@@ -387,6 +387,8 @@ def case_of(name):
         return Case(lambda d: stk.load("rbm"), solver)
     if name in ("probability-flow", "reverse-sde"):
         return Case(diffusion, solver)
+    if name in ("split-gibbs", "daps"):
+        return Case(posterior, solver)
     if name == "twisted-smc":
         return Case(posterior, replace(solver, island=CHAINS))
     fewer = {"ais": {"levels": 4}, "smc": {"levels": 4, "island": CHAINS}}

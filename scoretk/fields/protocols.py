@@ -168,6 +168,7 @@ OPTIONAL: Mapping[str, str] = MappingProxyType(
         "exact_log_partition": "log Z by enumeration",
         "twist": "`twist(x, t)`, of a posterior in time: a `Twist`, guidance and how likely y is from there",
         "log_likelihood": "`log_likelihood(x) -> (batch,)`, of a posterior: log L of data x",
+        "separated": "`separated(**cond)`, of a posterior in time: a `Separated`, its prior and its likelihood",
         "noised": "`noised(path)`, the exact field in time of which this is the end",
         "marginal": "the field in data space of a model whose x is a latent",
         "observe": "`observe(x, noise)`, data drawn given a latent",

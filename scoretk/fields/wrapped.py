@@ -191,6 +191,7 @@ RULES: Mapping[str, Mapping[Kind, Rule]] = {
     "between": _rules(Rule.KEEP, Kind.SAME),
     "twist": _rules(Rule.KEEP, Kind.SAME, TILT=Rule.OWN),
     "log_likelihood": _rules(Rule.KEEP, Kind.SAME, TILT=Rule.OWN),
+    "separated": _rules(Rule.KEEP, Kind.SAME, TILT=Rule.OWN),
     "noised": _rules(Rule.REFUSE),
     "marginal": _rules(Rule.REFUSE),
     "observe": _rules(Rule.REFUSE),

@@ -55,6 +55,8 @@ BUILT_IN_SOLVERS: Mapping[str, str] = MappingProxyType(
         "annealed-langevin": "scoretk.solvers.annealed:AnnealedLangevin",
         "reverse-sde": "scoretk.solvers.reverse_sde:ReverseSDE",
         "twisted-smc": "scoretk.solvers.twisted:TwistedSMC",
+        "split-gibbs": "scoretk.solvers.split_gibbs:SplitGibbs",
+        "daps": "scoretk.solvers.daps:DAPS",
         "probability-flow": "scoretk.solvers.probability_flow:ProbabilityFlow",
     }
 )

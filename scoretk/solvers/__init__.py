@@ -19,6 +19,7 @@ from scoretk.solvers.annealed import (
 )
 from scoretk.solvers.base import GridSolver, Info, Solver, State, is_grid
 from scoretk.solvers.clusters import SwendsenWang
+from scoretk.solvers.daps import DAPS
 from scoretk.solvers.discrete import BlockGibbs, DiscreteLangevin, GibbsWithGradients
 from scoretk.solvers.examples import EXAMPLES
 from scoretk.solvers.hmc import HMC, ChEES
@@ -29,6 +30,7 @@ from scoretk.solvers.nuts import NUTS
 from scoretk.solvers.preconditioned import PreconditionedLangevin
 from scoretk.solvers.probability_flow import ProbabilityFlow
 from scoretk.solvers.reverse_sde import ReverseSDE
+from scoretk.solvers.split_gibbs import SplitGibbs
 from scoretk.solvers.tempering import ParallelTempering
 from scoretk.solvers.twisted import TwistedSMC
 from scoretk.solvers.ula import ULA
@@ -37,6 +39,7 @@ from scoretk.solvers.warmup.plan import Warmup
 
 __all__ = [
     "AIS",
+    "DAPS",
     "EXAMPLES",
     "GHMC",
     "HMC",
@@ -60,6 +63,7 @@ __all__ = [
     "ProbabilityFlow",
     "ReverseSDE",
     "Solver",
+    "SplitGibbs",
     "State",
     "SwendsenWang",
     "TwistedSMC",

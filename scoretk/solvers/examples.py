@@ -14,6 +14,7 @@ from typing import Any
 from scoretk.solvers.annealed import AnnealedLangevin
 from scoretk.solvers.barker import Barker
 from scoretk.solvers.clusters import SwendsenWang
+from scoretk.solvers.daps import DAPS
 from scoretk.solvers.discrete import BlockGibbs, DiscreteLangevin, GibbsWithGradients
 from scoretk.solvers.hmc import HMC, ChEES
 from scoretk.solvers.importance import AIS, SMC
@@ -23,6 +24,7 @@ from scoretk.solvers.nuts import NUTS
 from scoretk.solvers.preconditioned import PreconditionedLangevin
 from scoretk.solvers.probability_flow import ProbabilityFlow
 from scoretk.solvers.reverse_sde import ReverseSDE
+from scoretk.solvers.split_gibbs import SplitGibbs
 from scoretk.solvers.tempering import ParallelTempering
 from scoretk.solvers.twisted import TwistedSMC
 from scoretk.solvers.ula import ULA
@@ -55,6 +57,8 @@ EXAMPLES: Mapping[str, Any] = MappingProxyType(
         "annealed-langevin": AnnealedLangevin(levels=(2.0, 1.0), steps_per_level=12, step_size=0.2),
         "reverse-sde": ReverseSDE(steps=8),
         "twisted-smc": TwistedSMC(steps=8, island=8),
+        "split-gibbs": SplitGibbs(sweeps=4, steps=2),
+        "daps": DAPS(levels=4, steps=2),
         "probability-flow": ProbabilityFlow(steps=8),
     }
 )

@@ -30,7 +30,7 @@ TIMED = stk.posterior(
     stk.Diffusion(
         lambda x, t: torch.sin(3 * x) * (1 + t)[:, None], (D,), stk.VE(0.05, 5.0), "noise"
     ),
-    lambda x: -(x - 1).square().sum(1),
+    stk.LinearGaussian(torch.eye(D), torch.ones(D), 0.7),
 )
 MALA, HMC = stk.MALA(0.3), stk.HMC(0.3, leapfrogs=2, metric="none")
 LADDER = Ladder((0.0, 0.6, 1.0))
@@ -127,6 +127,11 @@ SETTINGS = [
         stk.TwistedSMC(6, island=4, threshold=1.0),
         {"steps": 5, "grid": GRID, "island": 2, "threshold": 0.0},
     ),
+    (
+        stk.SplitGibbs(0.5, sweeps=4, steps=2, first=2.0, held=0.5),
+        {"coupling": 0.4, "sweeps": 3, "steps": 3, "first": 4.0, "held": 1.0, "spread": 1.0},
+    ),
+    (stk.DAPS(4, 2), {"levels": 3, "steps": 3, "grid": GRID, "spread": 1.0}),
 ]
 CASES = [(solver, name, value) for solver, some in SETTINGS for name, value in some.items()]
 ELSEWHERE = {("ProbabilityFlow", "adjoint")}

@@ -14,6 +14,7 @@ from scoretk.core.rows import across
 from scoretk.fields.convert import check_time
 from scoretk.fields.derivatives import check_derivative, check_no_steps, probes, value_and_pullback
 from scoretk.fields.paths import GaussianPath
+from scoretk.fields.posterior.apart import Separated
 from scoretk.fields.posterior.early import earliest_time, informed
 from scoretk.fields.posterior.examined import DERIVATIVE_ROWS, EXAMINED, is_new
 from scoretk.fields.posterior.likelihoods import Likelihood, split
@@ -79,6 +80,11 @@ class TimedPosterior(Wrapped, GaussianPathField):
         point, own = self._moments(x, t, cond)
         shift, log_twist = twisted(self.method, self.likelihood, point, own)
         return Twist(point.data, point.data + shift, log_twist)
+
+    def separated(self, **cond: Tensor) -> Separated:
+        """The prior, and the likelihood with its own condition values."""
+        own, others = split(cond, self.likelihood.measured)
+        return Separated(TimedField(self.prior, self.path, others), self.likelihood, own)
 
     def log_likelihood(self, x: Tensor, **cond: Tensor) -> Tensor:
         """`log L(x)` of data x, `(batch,)`."""
