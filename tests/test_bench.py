@@ -42,6 +42,7 @@ from scoretk.bench.low_error import (
 from scoretk.bench.page import write_report
 from scoretk.bench.target import Moments, Target
 from scoretk.cli import main
+from scoretk.fields.resolve import resolve
 from scoretk.plugins.targets import BUILT_IN_TARGETS, list_targets, load_target
 
 DOUBLE = {"dtype": torch.float64}
@@ -499,6 +500,19 @@ def test_exact_posteriors_are_the_prior_times_the_likelihood(measurements):
         assert (gap.abs() < 6 * values.std(0) / len(values) ** 0.5).all()
     moved = draws + 0.1 * made.operator[0]
     assert ((moved.mean(0) - joint.softmax(0) @ x).abs() > 6 * draws.std(0) / 141).any()
+
+
+@pytest.mark.parametrize("name", inverse.CONTESTANTS)
+def test_contestants_have_as_many_evaluations(name):
+    solver, method = inverse.CONTESTANTS[name]
+    made = Problem.made(2, 1, 0)
+    seen = stk.LinearGaussian(made.operator, made.y, made.noise)
+    field = resolve(
+        stk.posterior(made.prior.noised(stk.VP()), seen, method), solver.needs, timed=True
+    )
+    assert len(solver.milestones(field)) == 200
+    assert solver.step_cost == {"denoise": 1}
+    assert not solver.init_cost
 
 
 def test_distances_tell_which_sampler_is_right(monkeypatch):

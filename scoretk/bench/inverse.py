@@ -44,7 +44,7 @@ from scoretk.fields.posterior import POSTERIOR_METHODS, posterior
 from scoretk.inference.partition import log_evidence
 from scoretk.inference.sampling import sample
 from scoretk.models.targets.mixture import GaussianMixture
-from scoretk.solvers import ReverseSDE, TwistedSMC
+from scoretk.solvers import DAPS, ReverseSDE, SplitGibbs, TwistedSMC
 
 __all__ = [
     "CONTESTANTS",
@@ -66,11 +66,13 @@ PROBLEMS: Mapping[str, tuple[int, int]] = MappingProxyType(
     {"mixture-2": (2, 1), "mixture-8": (8, 1), "mixture-80": (80, 4)}
 )
 """Coordinates and measurements."""
-CONTESTANTS: Mapping[str, tuple[Any, str]] = MappingProxyType(
+CONTESTANTS: Mapping[str, tuple[Any, str | None]] = MappingProxyType(
     {
         **{name: (ReverseSDE("ancestral", 200), name) for name in POSTERIOR_METHODS},
         "twisted-mmps": (TwistedSMC(200, island=DRAWS), "mmps"),
         "twisted-dps": (TwistedSMC(200, island=DRAWS), "dps"),
+        "split-gibbs": (SplitGibbs(NOISE / 2, sweeps=40, steps=5), None),
+        "daps": (DAPS(40, steps=5), None),
     }
 )
 """Solvers and methods, all with as many evaluations."""
