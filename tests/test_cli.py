@@ -348,6 +348,45 @@ def test_what_no_chain_tells_is_null(capsys):
     assert told["failed"]
 
 
+def test_messages_name_options_of_the_line(capsys, tmp_path):
+    """Not the arguments of Python that they stand for."""
+    words = ["sample", "eight-schools", "--solver", "mala", "--set", "step_size=0.1", "--chains", 4]
+    saved = ["--checkpoint", tmp_path / "steps=3.ckpt"]
+    assert run(capsys, *words, *saved, "--steps", 20)[0] == 0
+    code, _, err = run(capsys, *words, *saved, "--steps", 10)
+    assert code == 1
+    assert "and --steps 10 asks for fewer" in err
+    assert "steps=3.ckpt" in err, "a path stays as it is"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "the same call, with its checkpoint=, goes on",
+            "the same call, with its --checkpoint, goes on",
+        ),
+        (
+            "keep='moments' keeps a mean, thin=k every k-th",
+            "--keep moments keeps a mean, --thin k every k-th",
+        ),
+        ("keep=scoretk.Zarr(path) streams", "--keep NAME.zarr streams"),
+        ("Give batch= and Warmup(pilot=)", "Give --batch and Warmup(pilot=)"),
+        (
+            "sample(chains=range(0, 8)) and step_size=0.1",
+            "sample(chains=range(0, 8)) and step_size=0.1",
+        ),
+    ],
+)
+def test_arguments_in_messages(capsys, monkeypatch, text, said):
+    def fails(*_, **__):
+        raise stk.StoreError(text)
+
+    monkeypatch.setattr("scoretk.cli.commands.describe", fails)
+    code, _, err = run(capsys, "sample", "funnel")
+    assert (code, err) == (1, f"scoretk: {said}\n")
+
+
 HEEDED = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # also where the tests run in a shell's background, which ignores it

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import re
 import sys
 from collections.abc import Sequence
 
@@ -25,6 +26,10 @@ from scoretk.errors import (
 __all__ = ["main"]
 
 DONE, FAILED, WRONG_USE, INTERRUPTED, UNREAD = 0, 1, 2, 130, 141
+_KEYWORD = re.compile(
+    r"(?<![\w(/.-])(batch|chains|checkpoint|device|dtype|keep|seed|steps|thin|warmup)=('?)([\w.]*)\2"
+)
+"""An argument of Python in a message: the line has it as an option."""
 _MISUSE = (InvalidArgument, UnknownName, AmbiguousName, MissingCapability, OutputExists)
 
 
@@ -51,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ScoretkError as error:
         return _complain(error, FAILED)
     except KeyboardInterrupt as error:
-        say("interrupted", *getattr(error, "__notes__", []), sep="\n", file=sys.stderr)
+        _say("interrupted", error)
         return INTERRUPTED
     except BrokenPipeError:
         on_a_closed_pipe()
@@ -59,8 +64,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _complain(error: BaseException, code: int) -> int:
-    say(f"scoretk: {error}", *getattr(error, "__notes__", []), sep="\n", file=sys.stderr)
+    _say(f"scoretk: {error}", error)
     return code
+
+
+def _say(text: str, error: BaseException) -> None:
+    """Print an error and its notes, which name arguments of Python, as the line has them."""
+    told = "\n".join([text, *getattr(error, "__notes__", [])])
+    told = told.replace("keep=scoretk.Zarr(path)", "--keep NAME.zarr")
+    say(_KEYWORD.sub(lambda found: f"--{found[1]} {found[3]}".rstrip(), told), file=sys.stderr)
 
 
 def _complete(parser: argparse.ArgumentParser) -> None:
