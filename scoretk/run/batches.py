@@ -12,7 +12,7 @@ from torch import Tensor
 
 from scoretk.core.compiling import Uncompilable
 from scoretk.core.warned import warn
-from scoretk.errors import Status
+from scoretk.errors import InvalidArgument, Status
 from scoretk.fields.protocols import offers
 from scoretk.fields.resolve import StaticField
 from scoretk.fields.validation import refuses
@@ -29,6 +29,7 @@ from scoretk.run.record import Record, Told
 from scoretk.run.resume import Saving
 from scoretk.run.slopes import check_seen, check_slopes
 from scoretk.run.state import tuned_leaves
+from scoretk.run.witness import contradiction, witness
 from scoretk.solvers.base import adapts, is_grid, is_tuned
 
 __all__ = ["Finished", "run_batches"]
@@ -122,9 +123,11 @@ def run_batches(
     Raises:
         ChainFailure: As `drive`.
         CheckpointError: Where the checkpoint is damaged, another run's, or cannot be written.
+        InvalidArgument: Where the field answers otherwise than on another rank.
     """
     total, lost, mine = sum(b.schedule.total for b in batches), 0, dict[int, Finished]()
     archive, compiler = archive_of(saving, batches, solver, share), _Compiler(compiled)
+    alike = _Alike(share, batches[0].bound, solver.needs)
     with ProgressBar(progress if share.first else False, total) as shown, archive:
         for i in share.claims(len(batches)):
             batch, pilot = batches[i], _Pilot.of(share, i, solver, batches[i].noise.chains.device)
@@ -133,6 +136,7 @@ def run_batches(
                 archive.moments[i] = _begun(solver, batch, pilot)
                 if i == 0:
                     _look_over(batch, solver, archive.moments[i].state.x, total)
+            alike.settle(i, archive.moments[i].state.x)
             compiler.settle(share, i, batch.bound, archive.moments[i].state.x)
             pilot.publish(share, archive.moments[i], batch)
             done = share.pulse(i, archive.moments[i].step, archive.moments[i].step)
@@ -212,6 +216,49 @@ def _look_over(batch: Batch, solver: Any, x: Tensor, steps: int) -> None:
         check_seen(batch.bound, solver, x)
     if batch.drawn and is_grid(solver):
         warn_of_base(batch.bound, x, steps)
+
+
+class _Alike:
+    """Whether the field is the same on every rank, by what it answers where the first batch begins.
+
+    No walk over a field sees all that it hangs on: an environment variable, a file, what a library has.
+
+    Args:
+        share: This process's share of the run.
+        bound: The field as the first batch has it.
+        needs: As in `witness`.
+    """
+
+    def __init__(self, share: Share, bound: Any, needs: frozenset[str]) -> None:
+        self.share, self.bound, self.needs = share, bound, needs
+        self.known = share.alone
+
+    def settle(self, i: int, x: Tensor) -> None:
+        """Say what the field answers, or compare it with what was said, at this rank's first batch.
+
+        Raises:
+            InvalidArgument: It is another field.
+        """
+        if self.known:
+            return
+        self.known = True
+        if i == 0:
+            said = dict[str, Tensor]()
+            with suppress(Exception):  # what a model for batches of one size says of four rows
+                once = witness(self.bound, self.needs, x)
+                alike = contradiction(self.bound, self.needs, once) is None
+                said = once if alike else {}  # of one that has other answers each time, nothing
+            self.share.tell("answers", said)
+            return
+        said = dict(self.share.told("answers"))
+        if other := contradiction(self.bound, self.needs, said, "the start of the first batch"):
+            hint = "It hangs on more than it is made of: an environment variable, a file, a library's state"
+            raise InvalidArgument(
+                "distributed",
+                "another field here than where the first batch runs",
+                "a field that answers alike on every rank",
+                f"{other}. {hint}",
+            )
 
 
 @dataclass

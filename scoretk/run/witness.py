@@ -1,5 +1,7 @@
 """What a field answers at a few points, kept in checkpoints and compared when a run is resumed.
 
+Ranks that share a run compare it when they begin.
+
 It adds to the identity of a run (`scoretk.core.identity`) what no walk over a field can see, such
 as numbers within a C library. Equal fields give equal answers to the bit on one machine, and to
 rounding elsewhere, so that answers are compared to the root of their dtype's precision, relative to
@@ -38,8 +40,17 @@ def witness(bound: Any, needs: frozenset[str], x: Tensor) -> dict[str, Tensor]:
     return {"rows": rows, "x": x[rows].clone(), **_answers(bound, needs, x[rows].clone(), rows)}
 
 
-def contradiction(bound: Any, needs: frozenset[str], said: dict[str, Tensor]) -> str | None:
-    """Where the field does not answer as in `said`, which `witness` made; None where it does."""
+def contradiction(
+    bound: Any, needs: frozenset[str], said: dict[str, Tensor], where: str = "the saved state"
+) -> str | None:
+    """In what the field does not answer as in `said`, which `witness` made; None where it does.
+
+    Args:
+        bound: As in `witness`.
+        needs: As in `witness`.
+        said: What it answered.
+        where: What the points are called in the message.
+    """
     if not said:
         return None
     answers = _answers(bound, needs, said["x"], said["rows"])
@@ -55,7 +66,7 @@ def contradiction(bound: Any, needs: frozenset[str], said: dict[str, Tensor]) ->
         if before.shape != value.shape or not torch.allclose(
             before, value, rtol=0.0, atol=limit, equal_nan=True
         ):
-            return f"{name} at the saved state: {_few(before)} there, {_few(value)} here"
+            return f"{name} at {where}: {_few(before)} there, {_few(value)} here"
     return None
 
 
