@@ -141,7 +141,12 @@ def other_teams():
         with stk.distributed(model_group=group, timeout=20.0):
             of_network(net, stk.MALA())
 
-    return raised(lambda: call(None)), raised(lambda: call(mesh if rank() else one))
+    def within():
+        with stk.distributed(timeout=20.0):
+            call(mesh)
+
+    apart = lambda: call(mesh if rank() else one)  # noqa: E731
+    return raised(lambda: call(None)), raised(apart), raised(within)
 
 
 def whole_on_each():
@@ -162,6 +167,35 @@ def whole_on_each():
 
     refused = raised(lambda: call(DistributedDataParallel(nn.Sequential(network(), norm))))
     return refused, call(copies), call(DistributedDataParallel(network()))
+
+
+def enters_again():
+    """Contexts one after the other, of which the process with the store in it leaves each last."""
+    leave = distributed.destroy_process_group
+
+    def late(*told):
+        time.sleep(0.0 if rank() else 0.5)
+        leave(*told)
+
+    distributed.destroy_process_group = late
+
+    def call():
+        for _ in range(3):
+            with stk.distributed(timeout=5.0):
+                pass
+
+    return raised(call)
+
+
+def skips_a_call():
+    """Ranks of which one makes a call that the other does not."""
+
+    def call():
+        with stk.distributed(timeout=2.0):
+            for _ in range(1 + rank()):
+                stk.sample(FIELD, stk.MALA(0.3), 8, 2, batch=4)
+
+    return raised(call)
 
 
 def keeps_the_store():
@@ -217,6 +251,22 @@ def fails_on(number, error):
     return stk.Energy(energy, (3,))
 
 
+def by_rank(x):
+    """An energy that hangs on what nobody sees who looks at what it is made of."""
+    time.sleep(0.05)  # so that the other rank has a batch too
+    return bumpy(x) * (1 + 1e-3 * rank())
+
+
+def drawn(x):
+    """Another energy each time, as of a part of the data that is drawn anew."""
+    return bumpy(x) + os.urandom(1)[0]
+
+
+def of_twelve(x):
+    """An energy that is made for batches of one size."""
+    return bumpy(x.reshape(BATCH, 3))
+
+
 class Odd(Exception):
     """One that cannot be pickled."""
 
@@ -224,7 +274,7 @@ class Odd(Exception):
         super().__init__(f"{one} and {two}")
 
 
-def errors():
+def errors(folder):
     """Errors of one rank, and that the ranks go on together after each."""
     found = {}
     with stk.distributed():
@@ -242,6 +292,15 @@ def errors():
         shift = float(rank())
         other = stk.Energy(lambda x: bumpy(x - shift), (3,))
         found["field"] = raised(lambda: stk.sample(other, stk.ULA(0.1), CHAINS, 4, batch=BATCH))
+        for name, energy in (("answers", by_rank), ("drawn", drawn), ("of twelve", of_twelve)):
+            field = stk.Energy(energy, (3,))
+            found[name] = raised(
+                lambda f=field: stk.sample(f, stk.MALA(0.1), CHAINS, 4, batch=BATCH)
+            )
+        field, saved = fails_on(1, ValueError("no such value")), folder / "fails"
+        found["saved"] = raised(
+            lambda: stk.sample(field, stk.ULA(0.1), CHAINS, 4, batch=BATCH, checkpoint=saved)
+        )
         found["after"] = digest(CALLS["moments"](batch=BATCH))
     return found
 
@@ -681,7 +740,9 @@ def all_of_them(folder):
     found["whole network"] = of_network(network(), stk.MALA()).x.numpy()
     found["shared draws"] = {n: Job(n, shared_draws).wait() for n in SIZES}
     together = {
-        "errors": (Job(2, errors), None),
+        "errors": (Job(2, errors, folder), None),
+        "enters again": (Job(2, enters_again), None),
+        "skips a call": (Job(2, skips_a_call), None),
         "leaves early": (Job(2, leaves_early), None),
         "outlasts": (Job(2, outlasts), None),
         "stores": (Job(2, other_stores, folder), None),

@@ -6,6 +6,7 @@ tuned, cost and provenance, to the bit, at any number of ranks and after any kil
 
 import contextlib
 import pickle
+import re
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -86,7 +87,7 @@ def test_a_network_on_two_ranks_is_refused_where_they_are_no_team(found):
     """Each would run its own batch, and the layers would add up what belongs to two of them."""
     for n in (0, 1):
         for (kind, text, _), said in zip(
-            found["other teams"][n], ("lies", "the same on each"), strict=True
+            found["other teams"][n], ("lies", "the same on each", "around this one"), strict=True
         ):
             assert kind == "InvalidArgument"
             assert text.startswith("model_group: ")
@@ -141,7 +142,7 @@ def test_the_command_line(found):
     assert np.array_equal(draws.x.numpy(), found["written"])
 
 
-@pytest.mark.parametrize("name", ["value", "interrupt", "steps", "field"])
+@pytest.mark.parametrize("name", ["value", "interrupt", "steps", "field", "answers"])
 def test_an_error_of_one_rank_is_raised_on_all(found, name):
     zero, one = (found["errors"][n][name] for n in (0, 1))
     assert zero is not None
@@ -160,6 +161,39 @@ def test_errors_say_what_happened(found):
     assert errors["steps"][0] == errors["field"][0] == "InvalidArgument"
     assert "steps: " in errors["steps"][1]
     assert "field.fn.shift: " in errors["field"][1]
+    assert errors["answers"][0] == "InvalidArgument"
+    assert "at the start of the first batch: " in errors["answers"][1]
+
+
+@pytest.mark.parametrize("name", ["drawn", "of twelve"])
+def test_a_field_that_cannot_be_compared_is_believed(found, name):
+    """One that answers otherwise each time, and one that does not answer at four rows."""
+    assert [found["errors"][n][name] for n in (0, 1)] == [None, None]
+
+
+def test_where_the_run_is_saved_is_said_once(found):
+    """By who failed; who was told and has saved too has it from there."""
+    for n in (0, 1):
+        kind, _, notes = found["errors"][n]["saved"]
+        assert kind == "ValueError"
+        assert sum("The run so far is in" in note for note in notes) == 1
+
+
+def test_one_context_follows_another(found):
+    """Who left the first one early asked the store that the others were about to close, and met nobody."""
+    assert found["enters again"] == {0: None, 1: None}
+
+
+def test_ranks_that_make_other_calls_hear_where_each_is(found):
+    for n in (0, 1):
+        kind, text, notes = found["skips a call"][n]
+        assert kind == "RankFailure"
+        assert re.search(
+            r"rank 0 of 2 .* not come to call 2 of the context, and came to call 1"
+            r"|rank 1 of 2 .* not come to the end, and came to call 2",
+            text,
+        )
+        assert len(notes) <= 1
 
 
 def test_a_rank_that_does_not_come_is_told(found):

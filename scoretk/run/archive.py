@@ -340,9 +340,16 @@ def _noted(error: BaseException | None, saving: Saving) -> Iterator[None]:
     except (CheckpointError, StoreError) as second:
         if error is None:
             raise
-        error.add_note(str(second))
+        _note(error, str(second))
         return
     if error is not None and not isinstance(error, CheckpointError | StoreError):
-        error.add_note(
-            f"The run so far is in {saving.checkpoint.path}: the same call goes on from there."
+        _note(
+            error,
+            f"The run so far is in {saving.checkpoint.path}: the same call goes on from there.",
         )
+
+
+def _note(error: BaseException, text: str) -> None:
+    """Add a note, unless the error says so already, here or on the rank that it comes from."""
+    if text not in (str(error), *getattr(error, "__notes__", ())):
+        error.add_note(text)

@@ -68,8 +68,13 @@ FAREWELL = 3.0
 processes end all that are left when the first one fails.
 """
 BEGIN, END = "begin", "end"
+RAISED = "It was raised on rank"
 
 _ENTERED = count()
+_STORES: dict[tuple[object, ...], Any] = {}
+"""Stores that this process has met the others at, and how: kept, as who came to a next context would
+ask one that another rank is about to close.
+"""
 dist: Any = torch.distributed
 """What it has hangs on how torch was built, and most of that is not typed."""
 Outcome = Mapping[str, Tensor]
@@ -188,7 +193,8 @@ def distributed(model_group: Any = None, timeout: float = TIMEOUT) -> Iterator[R
     group of torch.distributed that is there already; in a plain process the context does nothing
     but give `batch` its default.
 
-    An error on one rank is raised on all.
+    An error on one rank is raised on all. Within another such context it is that one: with its team,
+    and with its timeout.
 
     Args:
         model_group: The ranks that hold this rank's copy of the model together, a process group or
@@ -201,12 +207,17 @@ def distributed(model_group: Any = None, timeout: float = TIMEOUT) -> Iterator[R
         The number of this rank, how many there are, and its device.
 
     Raises:
-        InvalidArgument: The ranks make different calls, or `model_group` is none.
+        InvalidArgument: The ranks make different calls, or `model_group` is none, or not that of the
+            context around this one.
         RankFailure: A rank hangs or has ended.
     """
     positive("timeout", timeout)
     outer = _JOB.get()
     if outer is not None:  # within a function that shares on its own account
+        team = outer.team if model_group is None else _team(model_group, outer.ranks.rank)
+        if team != outer.team:
+            around = f"{list(outer.team)}, the ranks that the context around this one has"
+            raise InvalidArgument("model_group", list(team), f"None or {around}")
         yield outer.ranks
         return
     with joined(timeout) as (ranks, store):
@@ -341,9 +352,15 @@ def _met(device: torch.device, turn: str, timeout: float) -> tuple[Any, int, int
     Raises:
         RankFailure: Others have not come.
     """
-    patience = timedelta(seconds=timeout)
+    patience, names = (
+        timedelta(seconds=timeout),
+        ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE"),
+    )
+    place = os.getpid(), *(os.environ[name] for name in names)
     try:
-        found, rank, world_size = next(dist.rendezvous("env://", timeout=patience))
+        if place not in _STORES:
+            _STORES[place] = next(dist.rendezvous("env://", timeout=patience))
+        found, rank, world_size = _STORES[place]
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if device.type == "cuda" and dist.is_nccl_available() else "gloo",
             store=dist.PrefixStore(f"group/{turn}", found),
@@ -522,6 +539,7 @@ class _Shared:
     def check(self, settings: Mapping[str, Any], identity: Identity) -> None:
         """Refuse a call that is not the one that the first rank to come here makes."""
         self.identity, summary = identity, identity.summary(self.job.changed)
+        self.everyones.set(f"call of {self.rank}", self.call)
         self._look("the start of the call")
         ours = json.dumps([self.rank, settings, summary])
         rank, theirs, made_of = json.loads(self.store.compare_set("call", "", ours))
@@ -689,12 +707,26 @@ class _Shared:
             self._watched = word, now
         elif other != self.rank and now - self._watched[1] > self.job.timeout:
             last = word.decode().rpartition(",")[0]
-            where = f"its last word was: {last}" if last else "it has not come to this call"
+            where = f"its last word was: {last}" if last else self._absent(other)
             raise RankFailure(
                 f"rank {other} of {self.world_size} has said nothing for {self.job.timeout:g} s; "
                 f"{where}. It hangs or has ended. Where a step takes so long, give "
                 f"scoretk.distributed a longer timeout="
             )
+
+    def _absent(self, other: int) -> str:
+        """Where a rank is that has not come here."""
+        name = f"call of {other}"
+        last = self.everyones.get(name).decode() if self.everyones.check([name]) else BEGIN
+        return (
+            f"it has not come to {_called(self.call)}, and came to {_called(last)} last. All ranks make "
+            f"the same calls"
+        )
+
+
+def _called(call: str) -> str:
+    """What a call is called in messages."""
+    return f"the {call}" if call in (BEGIN, END) else f"call {int(call) + 1} of the context"
 
 
 def _lost(error: BaseException) -> RankFailure:
@@ -726,8 +758,13 @@ def _unpacked(packed: bytes, rank: int, own: BaseException | None = None) -> Bas
         error: BaseException = pickle.loads(content)
     except Exception as failure:  # noqa: BLE001 (a class that is not here)
         error = RankFailure(f"an error that cannot be told here: {failure}")
-    error.add_note(f"It was raised on rank {whose}.")
+    if not any(note.startswith(RAISED) for note in _notes(error)):  # passed on by one who was told
+        error.add_note(f"{RAISED} {whose}.")
     return error
+
+
+def _notes(error: BaseException) -> list[str]:
+    return list(getattr(error, "__notes__", []))
 
 
 def _forms(outcome: Outcome) -> dict[str, Form]:
