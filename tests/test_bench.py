@@ -483,12 +483,14 @@ def test_evidence_of_a_target(monkeypatch):
 # Inverse problems.
 
 
+@pytest.mark.parametrize("components", [1, 25])
 @pytest.mark.parametrize("measurements", [1, 2])
-def test_exact_posteriors_are_the_prior_times_the_likelihood(measurements):
+def test_exact_posteriors_are_the_prior_times_the_likelihood(measurements, components):
     """By a sum over a grid: log p(y), and the means of draws and of their squares within six standard errors."""
-    made = Problem.made(2, measurements, 3)
+    made = Problem.made(2, measurements, components, 3)
     draws, evidence_of_y = made.exact(20_000, 1)
-    along = torch.linspace(-2.2, 2.2, 601, **DOUBLE)
+    reach = 6.0 if components == 1 else 2.2
+    along = torch.linspace(-reach, reach, 601, **DOUBLE)
     x = torch.cartesian_prod(along, along)
     off = made.y - x @ made.operator.T
     joint = made.prior.log_prob(x) + D.Normal(0, double(made.noise)).log_prob(off).sum(1)
@@ -505,7 +507,7 @@ def test_exact_posteriors_are_the_prior_times_the_likelihood(measurements):
 @pytest.mark.parametrize("name", inverse.CONTESTANTS)
 def test_contestants_have_as_many_evaluations(name):
     solver, method = inverse.CONTESTANTS[name]
-    made = Problem.made(2, 1, 0)
+    made = Problem.made(2, 1, 25, 0)
     seen = stk.LinearGaussian(made.operator, made.y, made.noise)
     field = resolve(
         stk.posterior(made.prior.noised(stk.VP()), seen, method), solver.needs, timed=True
@@ -540,7 +542,7 @@ WRONG = {
 @pytest.fixture(scope="module")
 def simulated():
     """Truths of a prior, measurements, exact draws of each posterior, and draws of the prior."""
-    problem = Problem.made(2, 1, 1)
+    problem = Problem.made(2, 1, 25, 1)
     truth, y = problem.simulated(100, 2)
     draws = [replace(problem, y=row).exact(inverse.RANKED, i)[0] for i, row in enumerate(y)]
     prior = problem.simulated(100 * inverse.RANKED, 3)[0].reshape(100, inverse.RANKED, 2)
@@ -563,13 +565,16 @@ def test_what_is_not_calibrated_is_seen(wrong, simulated):
         assert found.tarp <= tables.SURPRISE
 
 
-def test_simulated_measurements_are_those_of_their_truths():
-    problem = Problem.made(8, 2, 1)
+@pytest.mark.parametrize("components", [1, 25])
+def test_simulated_measurements_are_those_of_their_truths(components):
+    problem = Problem.made(8, 2, components, 1)
     x, y = problem.simulated(4000, 5)
     off = (y - x @ problem.operator.T) / problem.noise
     assert abs(float(off.var()) - 1) < 6 * (2 / 8000) ** 0.5
-    mean = problem.prior.weights @ problem.prior.means / problem.prior.weights.sum()
-    assert ((x.mean(0) - mean).abs() < 6 * x.std(0) / 4000**0.5).all()
+    share, means = problem.prior.weights / problem.prior.weights.sum(), problem.prior.means
+    assert ((x.mean(0) - share @ means).abs() < 6 * x.std(0) / 4000**0.5).all()
+    squares = share @ (means.square() + problem.prior.stds[:, None] ** 2)
+    assert ((x.square().mean(0) - squares).abs() < 6 * x.square().std(0) / 4000**0.5).all()
 
 
 def test_calibration_tells_which_sampler_is_right(monkeypatch):

@@ -1,6 +1,6 @@
-r"""Inverse problems whose posteriors are known: a mixture of normals, seen by a linear measurement.
+r"""Inverse problems whose posteriors are known: normals, seen by a linear measurement.
 
-The prior has 25 components N(m_k, s^2 I) of random weights, their means on a square that all pairs of
+The prior is N(0, I), or has 25 components N(m_k, s^2 I) of random weights, their means on a square that all pairs of
 coordinates share, scaled so that coordinates have variances near 1. Seen is `y = A x + r e` of a draw
 x, with A of normal entries of variance 1 / d. With `S = s^2 A A^T + r^2 I` and `G = s^2 A^T S^-1` the
 posterior is a mixture again,
@@ -62,10 +62,15 @@ RANKED, ISLAND, PERMUTATIONS = 15, 256, 4000
 """Draws for each truth; chains that are resampled together, of which these are some; permutations."""
 STD = 1 / math.sqrt(128)
 """The standard deviation of a component: 1 where means are 8 apart."""
-PROBLEMS: Mapping[str, tuple[int, int]] = MappingProxyType(
-    {"mixture-2": (2, 1), "mixture-8": (8, 1), "mixture-80": (80, 4)}
+PROBLEMS: Mapping[str, tuple[int, int, int]] = MappingProxyType(
+    {
+        "gaussian-8": (8, 2, 1),
+        "mixture-2": (2, 1, 25),
+        "mixture-8": (8, 1, 25),
+        "mixture-80": (80, 4, 25),
+    }
 )
-"""Coordinates and measurements."""
+"""Coordinates, measurements and components of the prior."""
 CONTESTANTS: Mapping[str, tuple[Any, str | None]] = MappingProxyType(
     {
         **{name: (ReverseSDE("ancestral", 200), name) for name in POSTERIOR_METHODS},
@@ -95,12 +100,13 @@ class Problem:
     noise: float
 
     @staticmethod
-    def made(dim: int, measurements: int, seed: int) -> Problem:
+    def made(dim: int, measurements: int, components: int, seed: int) -> Problem:
         """One of the table's kind.
 
         Args:
             dim: d, even.
             measurements: m.
+            components: 25, or 1 for N(0, I).
             seed: Of weights, operator and measurement.
         """
         generator = torch.Generator().manual_seed(seed)
@@ -109,13 +115,14 @@ class Problem:
             return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
         along = torch.linspace(-2, 2, 5, dtype=torch.float64) / math.sqrt(2)
-        means = torch.cartesian_prod(along, along).repeat(1, dim // 2)
-        weights = 0.1 + torch.rand(25, generator=generator, dtype=torch.float64)
+        std, places = (STD, along) if components > 1 else (1.0, torch.zeros_like(along[:1]))
+        means = torch.cartesian_prod(places, places).repeat(1, dim // 2)
+        weights = 0.1 + torch.rand(len(means), generator=generator, dtype=torch.float64)
         operator = normals(measurements, dim) / math.sqrt(dim)
         drawn = int(torch.multinomial(weights, 1, generator=generator))
-        x = means[drawn] + STD * normals(dim)
+        x = means[drawn] + std * normals(dim)
         y = operator @ x + NOISE * normals(measurements)
-        prior = GaussianMixture(means, means.new_full((25,), STD), weights)
+        prior = GaussianMixture(means, means.new_full((len(means),), std), weights)
         return Problem(prior, operator, y, NOISE)
 
     def simulated(self, n: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -124,7 +131,7 @@ class Problem:
         means, (m, d) = self.prior.means, self.operator.shape
         which = torch.multinomial(self.prior.weights, n, True, generator=generator)
         z = torch.randn(n, d + m, generator=generator, dtype=means.dtype)
-        x = means[which] + STD * z[:, :d]
+        x = means[which] + self.prior.stds[0] * z[:, :d]
         return x, x @ self.operator.T + self.noise * z[:, d:]
 
     def exact(self, n: int, seed: int) -> tuple[Tensor, float]:
