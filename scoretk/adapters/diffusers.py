@@ -616,8 +616,12 @@ def _with_steps(scheduler: Any, steps: int, **options: Any) -> Any:
     return made
 
 
-def _few(scheduler: Any) -> int:
-    return min(FEW, int(scheduler.config["num_train_timesteps"]))
+def _with_few(scheduler: Any) -> Any:
+    """A copy of a scheduler with a few steps set, without a shift of its times where they move."""
+    known = inspect.signature(scheduler.set_timesteps).parameters
+    moves = scheduler.config.get("use_dynamic_shifting") and "mu" in known
+    steps = min(FEW, int(scheduler.config["num_train_timesteps"]))
+    return _with_steps(scheduler, steps, **({"mu": 0.0} if moves else {}))
 
 
 def _cut(k: Tensor) -> Tensor:
@@ -628,7 +632,7 @@ def _cut(k: Tensor) -> Tensor:
 def _of_integers(scheduler: Any) -> bool:
     """Whether a scheduler's timesteps are integers, which some are from `set_timesteps` on."""
     try:
-        made = _with_steps(scheduler, _few(scheduler))
+        made = _with_few(scheduler)
     except Exception as error:  # whatever a scheduler of its own kind raises
         raise _unknown(scheduler, f"no steps of the usual kind ({error})") from error
     return not torch.as_tensor(made.timesteps).is_floating_point()
@@ -642,7 +646,7 @@ def _check_direction(scheduler: Any) -> None:
             network at the level that it leads to, or takes it for one before, which no grid says.
     """
     try:
-        times = torch.as_tensor(_with_steps(scheduler, _few(scheduler)).timesteps)
+        times = torch.as_tensor(_with_few(scheduler).timesteps)
     except Exception:  # noqa: BLE001 (whatever a scheduler of its own kind raises: told later)
         return
     if len(times) > 1 and float(times[0]) < float(times[-1]):
@@ -705,7 +709,7 @@ def _convention(scheduler: Any, config: Mapping[str, Any], integer: bool | None)
     if getattr(scheduler, "sigmas", None) is not None:
         levels = (1 / table.double() - 1).sqrt()
     if by_level and levels is not None:
-        made = _with_steps(scheduler, _few(scheduler))
+        made = _with_few(scheduler)
         own = _positive(made.sigmas)
         if _beyond((float(levels[0]), float(levels[-1])), own):
             return _OnEDM(EDM(float(own.min()), float(own.max())), 1.0, -1.0)
@@ -714,7 +718,7 @@ def _convention(scheduler: Any, config: Mapping[str, Any], integer: bool | None)
     convention = _OnTable(tabulated, predicts, whole, levels, evenly, by_level, last)
     if levels is None or not integer or not _of_integers(scheduler):
         return convention
-    made = _with_steps(scheduler, _few(scheduler))
+    made = _with_few(scheduler)
     times = _times_of_levels(tabulated, made.sigmas[: len(made.timesteps)])
     k, own = convention.timestep(times), torch.as_tensor(made.timesteps).cpu()
     rounds = len(k) == len(own) and torch.equal(k.round().long(), own.long())

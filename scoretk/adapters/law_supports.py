@@ -28,6 +28,8 @@ ROUNDING = 1e-5
 """What bounds may differ by, relatively, that are computed in two ways."""
 NEAR = (-2.0, -0.7, 0.3, 1.1)
 """Free coordinates of points that a transform and its inverse have to lead back."""
+CENSORED = "CensoredDistribution"
+"""The end of the names of numpyro's laws of observations of which a bound is known, and no value."""
 OF_POINTS = ("Delta", "Empirical", "ZeroInflatedDistribution")
 """Laws with point masses, of Pyro and numpyro; those of counts are discrete anyway."""
 ANGLES = ("SineBivariateVonMises", "VonMises")
@@ -67,6 +69,14 @@ def check_density(name: str, law: Any) -> None:
     """
     for part in _laws_within(law):
         kind = type(part).__name__
+        if kind.endswith(CENSORED):
+            raise InvalidArgument(
+                "model",
+                f"site {name!r}, of a law of censored observations ({kind})",
+                "sites whose laws have a density: that of what is censored is a probability",
+                "Such laws are for data, obs=. Sample the law within it, and censor its value as a "
+                "deterministic site",
+            )
         if kind in OF_POINTS:
             raise InvalidArgument(
                 "model",
@@ -171,7 +181,16 @@ def _check_chain(name: str, law: Any) -> None:
                 "transforms that are one to one",
                 WAY_OUT,
             )
-        given, shape = transform.codomain, tuple(transform.forward_shape(shape))
+        reached = tuple(transform.forward_shape(shape))
+        if not _leads_onto(transform, shape, reached):
+            raise InvalidArgument(
+                "model",
+                f"{name}, {type(transform).__name__} of {bare_support(domain)}, said to lead onto "
+                f"{bare_support(transform.codomain)}",
+                "transforms that lead onto the space that they say, and nowhere else",
+                WAY_OUT,
+            )
+        given, shape = transform.codomain, reached
 
 
 def _check_mixture(name: str, law: Any) -> None:
@@ -280,8 +299,8 @@ def _points(space: Any, shape: tuple[int, ...], free: Sequence[float]) -> Iterat
     except NotImplementedError:
         return
     for value in free:
-        z = np.full(lead, value, np.float32)
-        yield onto(torch.from_numpy(z) if isinstance(space, constraints.Constraint) else z)
+        of_torch = isinstance(space, constraints.Constraint)
+        yield onto(torch.full(lead, value) if of_torch else np.full(lead, value, np.float32))
 
 
 def _leads_back(transform: Any, shape: tuple[int, ...]) -> bool:
@@ -293,7 +312,32 @@ def _leads_back(transform: Any, shape: tuple[int, ...]) -> bool:
                 back = transform.inv(transform(x))
             except NotImplementedError:
                 return False
-            one, other = np.asarray(x), np.asarray(back)
-            if not bool((np.abs(one - other) <= BACK * (1 + np.abs(one))).all()):
+            if not _are_near(x, back):
                 return False
     return True
+
+
+def _leads_onto(transform: Any, shape: tuple[int, ...], reached: tuple[int, ...]) -> bool:
+    """Whether a transform leads points into its codomain, and some to each point there.
+
+    Args:
+        transform: A transform that has an inverse.
+        shape: The shape of what it is given.
+        reached: The shape of what it makes of that.
+    """
+    space = bare_support(transform.codomain)
+    try:
+        onto = _bijection(space)
+    except NotImplementedError:  # none is known: it is no support of a variable either
+        return True
+    led = [transform(x) for x in _points(transform.domain, shape, NEAR)]
+    held = all(_are_near(y, onto(onto.inv(y))) for y in led)
+    return held and all(
+        _are_near(y, transform(transform.inv(y))) for y in _points(space, reached, NEAR)
+    )
+
+
+def _are_near(one: Any, other: Any) -> bool:
+    """Whether two arrays are one but for rounding; what is no number is near nothing."""
+    a, b = np.asarray(one), np.asarray(other)
+    return bool((np.abs(a - b) <= BACK * (1 + np.abs(a))).all())

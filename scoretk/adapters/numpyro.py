@@ -115,9 +115,12 @@ def from_numpyro(model: Callable[..., Any], /, *args: Any, **options: Any) -> Co
         raise InvalidArgument(
             "model", model, "a model that is a function of its sites, and draws nothing", str(error)
         ) from error
-    owned = in_jax(
-        logp, space.layout, torch.float64 if jax.config.jax_enable_x64 else torch.float32
-    )
+    try:
+        owned = in_jax(
+            logp, space.layout, torch.float64 if jax.config.jax_enable_x64 else torch.float32
+        )
+    except Exception as error:  # JAX's and the model's, of values that are traced
+        raise unfit(model, "numpyro", error) from error
     return of_variables(Owned(owned.value, owned.both, called("from_numpyro", model)), space)
 
 

@@ -70,7 +70,7 @@ def from_pymc(model: Any) -> Constrained:
     space = variables_of(specs, variable_name)
     with _without_initial_values(model):
         plain = conditioning.remove_value_transforms(model)
-    if _is_random(plain.logp()):
+    if _is_random(_derived(plain)):
         raise InvalidArgument(
             "model",
             "random numbers in its log density",
@@ -83,13 +83,41 @@ def from_pymc(model: Any) -> Constrained:
             return of_variables(_by_jax(plain, space), space)
         except NotImplementedError as error:  # of an operation that JAX does not know
             warn(f"{error}: PyMC's own function is asked, chain by chain")
-    function = plain.compile_fn(
-        [plain.logp(), plain.dlogp()], inputs=plain.value_vars, point_fn=False
-    )
+    try:
+        function = plain.compile_fn(
+            [plain.logp(), plain.dlogp()], inputs=plain.value_vars, point_fn=False
+        )
+    except NotImplementedError as error:
+        raise InvalidArgument(
+            "model",
+            "a log density without a gradient",
+            "one that PyTensor can differentiate",
+            f"PyTensor said: {error}",
+        ) from error
     arguments = tuple((v.name, str(v.dtype)) for v in plain.value_vars)
     compiled = _Compiled(arguments, space, *_written(plain.logp()))
     _COMPILED[compiled] = function
     return of_variables(Owned(compiled.value, compiled.both, called("from_pymc", model)), space)
+
+
+def _derived(plain: Any) -> Any:
+    """The log density of a model, as a graph of PyTensor.
+
+    Raises:
+        InvalidArgument: PyMC derives none for one of its variables, or finds another that has no
+            name in the model.
+    """
+    try:
+        return plain.logp()
+    except (NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        raise InvalidArgument(
+            "model",
+            "a model whose log density PyMC does not derive",
+            "one that has a density of its named variables",
+            f"PyMC said {type(error).__name__}: {error}. Give a pm.CustomDist its logp=; name what is "
+            f"drawn (pm.Normal('a') and not pm.Normal.dist()); sums and choices of random variables are "
+            f"pm.Deterministic of these, or a pm.Mixture",
+        ) from error
 
 
 @contextmanager
@@ -121,11 +149,25 @@ def _by_jax(plain: Any, space: Variables) -> Owned:
     with _wide_meanwhile():
         from pymc.sampling.jax import get_jaxified_graph
 
-        function = get_jaxified_graph(inputs=plain.value_vars, outputs=[plain.logp()])
+        function = get_jaxified_graph(inputs=plain.value_vars, outputs=[_checked(plain)])
         logp = _Jaxified(tuple(variable.name for variable in plain.value_vars))
         _FUNCTIONS[logp] = function
         wide = _Wide(in_jax(logp, space.layout, torch.float64))
     return Owned(wide.value, wide.both, "from_pymc(Model)")
+
+
+def _checked(plain: Any) -> Any:
+    """The log density of a model, -inf where parameters of its laws are none, as PyMC compiles it.
+
+    The graph has these conditions as checks, which PyTensor leaves out in JAX: formulas go on beyond
+    (a Gamma's at negative alpha).
+    """
+    from pymc.logprob.utils import local_check_parameter_to_ninf_switch
+    from pytensor.graph.rewriting.basic import in2out
+    from pytensor.graph.rewriting.utils import rewrite_graph
+
+    switched = in2out(local_check_parameter_to_ninf_switch)
+    return rewrite_graph(plain.logp(), include=(), custom_rewrite=switched)
 
 
 @dataclass(frozen=True, eq=False)

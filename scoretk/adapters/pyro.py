@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.distributions import Distribution, constraints, transform_to
+from torch.distributions.utils import lazy_property
 
 from scoretk.adapters.law_supports import (
     bare_support,
@@ -68,6 +69,7 @@ def from_pyro(model: Callable[..., Any], /, *args: Any, **options: Any) -> Energ
     )
     if not first:
         raise unfit(model, "pyro")
+    _check_laws(first, lambda site: list(supports_within(site["fn"])))
     for other in others:
         _check_sites(first.keys(), other.keys())
         for name, site in first.items():
@@ -80,14 +82,41 @@ def from_pyro(model: Callable[..., Any], /, *args: Any, **options: Any) -> Energ
                     "Sample a site of a fixed support, and transform it",
                 )
     specs = {name: _variable(name, site) for name, site in first.items()}
+    _check_laws(first, lambda site: site["fn"].log_prob(site["value"]))
     one = _OnePoint(poutine, model, args, options, frozenset(first))
     values = {n: torch.stack([run[n]["value"] for run in (first, *others)]) for n in first}
     points = {n: rows[:2] for n, rows in values.items()}
     with generators_kept(), torch.no_grad():  # it may draw, and is refused then
-        check_repeats("model", lambda: one({name: rows[0] for name, rows in points.items()}))
+        try:
+            check_repeats("model", lambda: one({name: rows[0] for name, rows in points.items()}))
+        except InvalidArgument:
+            raise
+        except Exception as error:  # the model's, where its sites have values that are given
+            raise unfit(model, "pyro", error) from error
     energy = _Together(one) if _is_mapped(one, points) else _OneByOne(one)
     made = _Flat(energy) if _is_constant(energy, values) else energy
     return Energy(made, variables=variables_of(specs, variable_name))  # type: ignore[arg-type]
+
+
+def _check_laws(sites: dict[str, Any], ask: Callable[[Any], Any]) -> None:
+    """Check that the laws of sites answer what they are asked.
+
+    Raises:
+        InvalidArgument: One can be drawn only.
+    """
+    for name, site in sites.items():
+        try:
+            with torch.no_grad():
+                ask(site)
+        except NotImplementedError as error:
+            raise InvalidArgument(
+                "model",
+                f"site {name!r}, of a law that can be drawn and not evaluated "
+                f"({type(site['fn']).__name__})",
+                "sites whose laws have a support and a log_prob",
+                "Give it a law with both: of what is drawn by rejection a TransformedDistribution, or "
+                "the law that is proposed with pyro.factor(name, log_accept) beside it",
+            ) from error
 
 
 def _is_mapped(one: _OnePoint, points: dict[str, Tensor]) -> bool:
@@ -237,8 +266,48 @@ class _OnePoint:
             held = self.poutine.condition(self.model, data=values)
             trace = self.poutine.trace(held).get_trace(*self.args, **self.options)
             _check_sites(self.names, (trace.nodes.keys() & self.names) | _sampled(trace).keys())
-            log_prob: Tensor = trace.log_prob_sum()
-        return -log_prob
+            energy: Tensor = -trace.log_prob_sum()
+            for site in trace.nodes.values():
+                for fits in _fitting(site, latent=site["name"] in self.names):
+                    energy = torch.where(fits, energy, torch.inf)
+        return energy
+
+
+def _fitting(site: Any, latent: bool) -> Iterator[Tensor]:
+    """Whether parameters and observed values are where a site's law has a density.
+
+    These are the checks of distributions that Pyro makes when it is asked for a density, as answers
+    and not as errors: the formulas go on beyond (a Gamma's at negative concentrations, an
+    exponential's below 0).
+
+    Args:
+        site: A site of a trace.
+        latent: Whether its value comes from free space, and is in the support.
+    """
+    if site["type"] != "sample" or site["mask"] is not None or _is_plate(site):
+        return
+    law, value = site["fn"], site["value"]
+    while law is not None and type(law).__name__ != "MaskedDistribution":
+        for name, constraint in (_said(law, "arg_constraints") or {}).items():
+            lazy = isinstance(getattr(type(law), name, None), lazy_property)
+            if not (constraints.is_dependent(constraint) or (lazy and name not in vars(law))):
+                yield constraint.check(getattr(law, name)).all()
+        support = None if latent else _said(law, "support")
+        if support is not None and not constraints.is_dependent(support):
+            yield support.check(value).all()
+        for transform in () if latent else reversed(getattr(law, "transforms", ())):
+            value = transform.inv(value)
+        within = getattr(law, "base_dist", None)
+        latent = latent or within is None  # a component may have no density at a mixture's value
+        law = getattr(law, "component_distribution", None) if within is None else within
+
+
+def _said(law: Any, name: str) -> Any:
+    """What a law says of itself; None where it does not."""
+    try:
+        return getattr(law, name)
+    except NotImplementedError:
+        return None
 
 
 @dataclass(frozen=True, eq=False)

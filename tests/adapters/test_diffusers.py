@@ -812,3 +812,15 @@ def test_a_scheduler_of_another_name_that_leads_to_the_noise_is_refused():
 
     with pytest.raises(InvalidArgument, match="Own, whose timesteps rise"):
         stk.from_diffusers(unet(), Own())
+
+
+def test_a_flow_of_a_table_with_a_dynamic_shift_is_taken():
+    """UniPC sets no steps without mu, which is not known before `field.grid`."""
+    options = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
+    made = scheduler("UniPCMultistepScheduler", use_dynamic_shifting=True, **options)
+    field = stk.from_diffusers(NET, made)
+    made.set_timesteps(STEPS, mu=0.7)
+    found = 1 - field.grid(STEPS, mu=0.7)
+    torch.testing.assert_close(found, made.sigmas.double(), rtol=0, atol=1e-6)
+    with pytest.raises(InvalidArgument, match="mu"):
+        field.grid(STEPS)

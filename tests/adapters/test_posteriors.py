@@ -590,6 +590,11 @@ class TestPyro:
             of(unit, [td.PowerTransform(torch.tensor(2.0))]),
             of(normal, [td.PowerTransform(torch.tensor(2.0))]),
             of(normal, [td.AbsTransform()]),
+            of(normal, [dist.transforms.ELUTransform()]),  # said to be positive, down to -1
+            of(
+                normal,
+                [td.ComposeTransform([td.SigmoidTransform(), td.AffineTransform(-1.0, 3.0)])],
+            ),
             dist.MixtureSameFamily(choice, boxes),
         ):
             with pytest.raises(InvalidArgument, match=r"site .a., .*Sample"):
@@ -598,9 +603,58 @@ class TestPyro:
             of(unit, [td.SigmoidTransform().inv, td.AffineTransform(1.0, 2.0)]),
             of(dist.Exponential(1.0), [td.PowerTransform(torch.tensor(2.0))]),
             of(dist.Normal(torch.zeros(3), 1.0).to_event(1), [td.StickBreakingTransform()]),
+            of(normal, [td.TanhTransform(), td.TanhTransform().inv]),
+            of(dist.Normal(torch.zeros(3), 1.0).to_event(1), [td.CorrCholeskyTransform()]),
+            of(normal, [dist.transforms.LeakyReLUTransform()]),
             dist.FoldedDistribution(normal),
         ):
             stk.from_pyro(lambda law=law: pyro.sample("a", law))
+
+    def test_outside_a_laws_parameters_and_support_there_is_nothing(self):
+        """Pyro refuses to evaluate there; torch's formulas go on, and rise for ever."""
+        pyro = importing("pyro")
+        import pyro.distributions as dist
+
+        y = torch.tensor([0.5, 1.2])
+
+        def site():
+            return pyro.sample("a", dist.Uniform(-2.0, 2.0))
+
+        def shifted(a):
+            moved = torch.distributions.AffineTransform(a, 1.0)
+            return dist.TransformedDistribution(dist.Exponential(torch.ones(2)), [moved])
+
+        x = torch.tensor([-1.7, -0.3, 0.4, 1.3])
+        for made, inside in (
+            (lambda a: dist.Gamma(a, 1.0).expand([2]), x > 0),
+            (lambda a: dist.Pareto(a.exp(), 1.0).expand([2]), x.exp() < 0.5),
+            (
+                lambda a: dist.MixtureSameFamily(
+                    dist.Categorical(torch.ones(2)), dist.Gamma(torch.stack([a, 1 + a * a]), 1.0)
+                ).expand([2]),
+                x > 0,
+            ),
+            (shifted, x < 0.5),
+            (lambda a: shifted(a).to_event(1), x < 0.5),
+        ):
+            with pyro.validation_enabled(False):  # where the runs that look at the model begin
+                field = stk.from_pyro(lambda made=made: pyro.sample("y", made(site()), obs=y))
+            found = field.field.energy(x[:, None])
+            law = [made(a).log_prob(y).sum() + torch.tensor(0.25).log() for a in x[inside]]
+            torch.testing.assert_close(found[inside], -torch.stack(law))
+            assert bool(found[~inside].isposinf().all())
+
+    def test_a_law_that_is_drawn_alone_is_refused(self):
+        pyro = importing("pyro")
+        import pyro.distributions as dist
+
+        law = dist.Rejector(
+            dist.Normal(0.0, 1.0), torch.nn.functional.logsigmoid, torch.tensor(-0.7)
+        )
+        with pytest.raises(
+            InvalidArgument, match=r"'a', of a law that .*\(Rejector\).*pyro.factor"
+        ):
+            stk.from_pyro(lambda: pyro.sample("a", law))
 
     def test_an_angle_is_of_one_period(self):
         pyro = importing("pyro")
@@ -693,6 +747,7 @@ class TestNumpyro:
             of(unit, t.PowerTransform(2.0)),
             of(normal, t.PowerTransform(2.0)),
             of(normal, t.AbsTransform()),
+            of(normal, t.ComposeTransform([t.SigmoidTransform(), affine(-1.0, 3.0)])),
             of(dist.HalfNormal(1.0), affine(1.0, 2.0, domain=dist.constraints.unit_interval)),
             dist.MixtureGeneral(choice, boxes),
             dist.MixtureGeneral(choice, boxes, support=real),
@@ -713,6 +768,20 @@ class TestNumpyro:
             dist.FoldedDistribution(dist.Normal(1.0, 1.0)),
         ):
             stk.from_numpyro(lambda law=law: numpyro.sample("a", law))
+
+    def test_a_latent_site_of_what_is_censored_is_refused(self):
+        """Its density is a probability, which integrates to no number."""
+        numpyro = importing("numpyro")
+        import jax.numpy as jnp
+        import numpyro.distributions as dist
+
+        normal = dist.Normal(0.0, 1.0)
+        for law in (
+            dist.LeftCensoredDistribution(normal, censored=jnp.array(1)),
+            dist.RightCensoredDistribution(normal, censored=jnp.array(1)),
+        ):
+            with pytest.raises(InvalidArgument, match=r"site .a., of a law of censored.*Sample"):
+                stk.from_numpyro(lambda law=law: numpyro.sample("a", law))
 
     def test_components_that_move_are_refused(self):
         numpyro = importing("numpyro")
@@ -934,6 +1003,41 @@ class TestPymc:
             pm.Normal("a", transform=pm.distributions.transforms.Interval(0, 2))
         draws = stk.sample(stk.from_pymc(model), stk.MALA(1.0), chains=8, steps=20)
         assert bool(((draws["a"] >= 0) & (draws["a"] <= 2)).all())
+
+    def test_outside_a_laws_parameters_there_is_nothing(self):
+        """PyTensor leaves PyMC's conditions out in JAX, where a Gamma's formula goes on below 0."""
+        pm = importing("pymc")
+        with pm.Model() as model:
+            pm.Gamma("y", pm.Normal("a"), 1.0, observed=[0.5, 1.2])
+        field, x = stk.from_pymc(model), torch.tensor([-1.7, -0.3, 0.4, 1.3])
+        own = model.compile_logp()
+        expected = torch.tensor([float(own({"a": np.array(a)})) for a in x.double().tolist()])
+        assert bool(expected[:2].isneginf().all())
+        torch.testing.assert_close(field.energy(x[:, None]), -expected)
+
+    @pytest.mark.filterwarnings("ignore:No safe default transform")
+    def test_a_model_without_a_derived_density_or_gradient_is_told(self):
+        pm = importing("pymc")
+        normal = pm.Normal.dist
+        for make, said in (
+            (lambda: pm.Normal("a", normal(0, 1)), r"name what is drawn"),
+            (
+                lambda: pm.CustomDist(
+                    "a", dist=lambda size: normal(0, 1, size=size) + normal(0, 1, size=size)
+                ),
+                r"pm.CustomDist its logp=",
+            ),
+            (
+                lambda: pm.CustomDist(
+                    "a", random=lambda rng=None, size=None: rng.normal(size=size)
+                ),
+                r"pm.CustomDist its logp=",
+            ),
+        ):
+            with pm.Model() as model:
+                make()
+            with pytest.raises(InvalidArgument, match=f"(?s)PyMC does not derive.*{said}"):
+                stk.from_pymc(model)
 
     def test_without_jax_it_is_pymcs_own_function(self):
         importing("pymc")
