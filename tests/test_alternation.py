@@ -216,12 +216,24 @@ def test_a_sweep_is_the_same_in_plain_numbers_on_every_path(path):
 
 def test_sweeps_follow_each_other_with_couplings_that_fall():
     solver = SplitGibbs(0.2, sweeps=4, steps=2, first=1.6, held=0.5)
-    assert solver.couplings() == pytest.approx([1.6, 1.6 / 8**0.5, 0.2, 0.2])
+    bound = resolve(measured(), solver.needs, timed=True)
+    assert solver.couplings(bound) == pytest.approx([1.6, 1.6 / 8**0.5, 0.2, 0.2])
     m, c, q = np.eye(DIM), np.zeros(DIM), np.zeros((DIM, DIM))
-    for rho in solver.couplings():
+    for rho in solver.couplings(bound):
         j, more, noise = sweep_by_hand(rho, 2, math.inf, LONG)
         m, c, q = j @ m, j @ c + more, j @ q @ j.T + noise
     close(affine(solver, measured()), (m, c, q), 1e-7)
+
+
+def test_the_coupling_follows_the_measurement_s_noise():
+    for field, first, last in (
+        (measured(), 10.0, STD / 2),
+        (measured(), 0.15, 0.15),
+        (prior(), 10.0, 0.1),
+        (stk.posterior(prior(), stk.LinearGaussian(OPERATOR, Y, 1e-3)), 10.0, 5e-4),
+    ):
+        bound = resolve(field, {"denoise"}, timed=True)
+        assert SplitGibbs(first=first).couplings(bound)[-1] == pytest.approx(last)
 
 
 @pytest.mark.parametrize("steps", [1, 3])

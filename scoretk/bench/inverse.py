@@ -76,7 +76,7 @@ CONTESTANTS: Mapping[str, tuple[Any, str | None]] = MappingProxyType(
         **{name: (ReverseSDE("ancestral", 200), name) for name in POSTERIOR_METHODS},
         "twisted-mmps": (TwistedSMC(200, island=DRAWS), "mmps"),
         "twisted-dps": (TwistedSMC(200, island=DRAWS), "dps"),
-        "split-gibbs": (SplitGibbs(NOISE / 2, sweeps=40, steps=5), None),
+        "split-gibbs": (SplitGibbs(sweeps=40, steps=5), None),
         "daps": (DAPS(40, steps=5), None),
     }
 )

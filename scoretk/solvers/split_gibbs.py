@@ -61,6 +61,8 @@ from scoretk.solvers.parts.alternation import alternation, descent
 __all__ = ["SplitGibbs"]
 
 SHARED = frozenset({"table", "step"})
+UNMEASURED = 0.1
+"""The last coupling where nothing was measured."""
 
 
 class SplitState(NamedTuple):
@@ -88,7 +90,9 @@ class SplitGibbs:
 
     Args:
         coupling: rho, the standard deviation between both points in the last sweeps, in units of the
-            data; above the level at which the path ends.
+            data; above the level at which the path ends. None for half of the measurement's std, with which
+            an operator of norm 1 is taken to have a quarter more of noise in variance, or .1
+            where nothing was measured; at most `first`.
         sweeps: How many draws of each.
         steps: The steps of the reverse diffusion in a sweep, each one evaluation.
         first: rho in the first sweep, at least `coupling` and at most the level at which the path
@@ -99,7 +103,7 @@ class SplitGibbs:
             for data of any spread.
     """
 
-    coupling: float = 0.1
+    coupling: float | None = None
     sweeps: int = 40
     steps: int = 5
     first: float = 10.0
@@ -114,20 +118,25 @@ class SplitGibbs:
 
     def __post_init__(self) -> None:
         counts(self, sweeps=1, steps=1)
-        if not positive("first", self.first) >= positive("coupling", self.coupling):
+        positive("first", self.first)
+        if self.coupling is not None and not positive("coupling", self.coupling) <= self.first:
             raise InvalidArgument("first", self.first, f"at least the coupling, {self.coupling:g}")
         if not 0 < finite("held", self.held) <= 1:
             raise InvalidArgument("held", self.held, "a share above 0 and up to 1")
         if self.spread != math.inf:
             positive("spread", self.spread)
 
-    def couplings(self) -> list[float]:
+    def couplings(self, field: TimedField) -> list[float]:
         """The coupling rho of each sweep."""
+        last = self.coupling
+        if last is None:
+            std = alternation(field).std
+            last = min(self.first, UNMEASURED if std is None else std / 2)
         held = math.ceil(self.held * self.sweeps)
         falling = self.sweeps - held
-        ratio = self.coupling / self.first
+        ratio = last / self.first
         fallen = [self.first * ratio ** (i / falling) for i in range(falling)]
-        return fallen + [self.coupling] * held
+        return fallen + [last] * held
 
     def milestones(self, field: TimedField) -> tuple[bool, ...]:
         """Which steps complete a sweep."""
@@ -136,13 +145,13 @@ class SplitGibbs:
     def start(self, field: TimedField, x: Tensor, noise: NoiseSource) -> Tensor:
         """A draw x of the base, as noise of the first coupling."""
         path = gaussian_path(field.native, "denoise")
-        return x * (self.couplings()[0] / float(path.sigma(0.0)))
+        return x * (self.couplings(field)[0] / float(path.sigma(0.0)))
 
     def init(self, field: TimedField, x: Tensor, noise: NoiseSource) -> SplitState:
+        path, couplings = gaussian_path(field.native, "denoise"), self.couplings(field)
         alternation(field)
-        path = gaussian_path(field.native, "denoise")
-        self._check_levels(path)
-        rows = [row for rho in self.couplings() for row in self._sweep(path, rho)]
+        _check_levels(path, couplings)
+        rows = [row for rho in couplings for row in self._sweep(path, rho)]
         table = torch.tensor(rows, dtype=torch.float64)
         return SplitState(x, table, torch.zeros((), dtype=torch.int64))
 
@@ -161,19 +170,6 @@ class SplitGibbs:
         x = add_scaled(add_scaled(x * a, turns.prior.denoise(x, t), b), z, spread)
         return state._replace(x=x, step=state.step + 1), {}
 
-    def _check_levels(self, path: GaussianPath) -> None:
-        """Refuse couplings that are no levels of the path."""
-        ends = torch.tensor([0.0, 1.0], dtype=torch.float64)
-        highest, lowest = (path.sigma(ends) / path.alpha(ends)).tolist()
-        if not self.couplings()[0] <= highest:
-            raise InvalidArgument(
-                "first", self.first, f"at most {highest:g}, the level at which {path!r} begins"
-            )
-        if not self.coupling > lowest:
-            raise InvalidArgument(
-                "coupling", self.coupling, f"above {lowest:g}, the level at which {path!r} ends"
-            )
-
     def _sweep(self, path: GaussianPath, rho: float) -> list[tuple[float, ...]]:
         """The rows of a sweep."""
         return [
@@ -191,4 +187,18 @@ class SplitGibbs:
             after.alpha / now.alpha * q2,
             after.alpha * (1 - q2),
             after.alpha * math.sqrt(noise),
+        )
+
+
+def _check_levels(path: GaussianPath, couplings: list[float]) -> None:
+    """Refuse couplings that are no levels of the path."""
+    ends = torch.tensor([0.0, 1.0], dtype=torch.float64)
+    highest, lowest = (path.sigma(ends) / path.alpha(ends)).tolist()
+    if not couplings[0] <= highest:
+        raise InvalidArgument(
+            "first", couplings[0], f"at most {highest:g}, the level at which {path!r} begins"
+        )
+    if not couplings[-1] > lowest:
+        raise InvalidArgument(
+            "coupling", couplings[-1], f"above {lowest:g}, the level at which {path!r} ends"
         )

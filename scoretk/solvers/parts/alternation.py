@@ -31,11 +31,18 @@ class Alternation:
 
     Args:
         prior: The prior; of a field that is no posterior the field itself.
-        measured: The posterior taken apart, None where nothing was measured.
+        likelihood: That of the measurement, None where nothing was measured.
+        cond: The likelihood's own condition values.
     """
 
     prior: TimedField
-    measured: Separated | None
+    likelihood: LinearGaussian | None
+    cond: dict[str, Tensor]
+
+    @property
+    def std(self) -> float | None:
+        """The standard deviation of the measurement's noise, None where nothing was measured."""
+        return None if self.likelihood is None else self.likelihood.std
 
     def drawn(self, centre: Tensor, width: float, noise: NoiseSource, step: Tensor) -> Tensor:
         """A draw by the measurement of data within `width` of a point.
@@ -53,11 +60,9 @@ class Alternation:
         def normals(n: int) -> Tensor:
             return noise.normal(step, Stream.CORRECTION, (n,), centre.dtype)
 
-        if self.measured is None:
+        if self.likelihood is None:
             return centre + width * normals(math.prod(centre.shape[1:])).reshape(centre.shape)
-        likelihood = self.measured.likelihood
-        assert isinstance(likelihood, LinearGaussian)
-        return drawn_near(likelihood, self.measured.cond, centre, width, normals)
+        return drawn_near(self.likelihood, self.cond, centre, width, normals)
 
 
 def alternation(field: TimedField) -> Alternation:
@@ -70,7 +75,7 @@ def alternation(field: TimedField) -> Alternation:
     check_flow(field)
     own = optional(field.native, "separated")
     if own is None:
-        return Alternation(field, None)
+        return Alternation(field, None, {})
     found: Separated = own(**field.cond)
     if not isinstance(found.likelihood, LinearGaussian):
         raise InvalidArgument(
@@ -79,7 +84,7 @@ def alternation(field: TimedField) -> Alternation:
             "a LinearGaussian, of which a draw near a point is one linear system",
             "For any other take TwistedSMC(), or guidance: ProbabilityFlow() with method='dps'",
         )
-    return Alternation(found.prior, found)
+    return Alternation(found.prior, found.likelihood, found.cond)
 
 
 def descent(path: GaussianPath, level: float, steps: int, exponent: float) -> list[Knot]:
