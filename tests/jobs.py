@@ -130,6 +130,25 @@ def in_teams(spread, folder, solver=None):
     return draws.x[:].numpy()
 
 
+def loses_one_of_its_team(folder):
+    """A network on two ranks, one of which is killed in the middle of a run that is saved."""
+    distributed.init_process_group("gloo")
+    mesh, net, steps = init_device_mesh("cpu", (2,)), network(), []
+    parallelize_module(net, mesh, {"0": ColwiseParallel(), "2": RowwiseParallel()})
+
+    def dying(x):
+        steps.append(len(x))
+        if rank() and len(steps) == 20:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return net(x)
+
+    def call():
+        with stk.distributed(model_group=mesh, timeout=10.0):
+            of_network(dying, stk.MALA(0.3), checkpoint=stk.Checkpoint(folder, every=1e-6))
+
+    return raised(call)
+
+
 def other_teams():
     """A network of two ranks that nobody says to be held together, and teams that overlap."""
     distributed.init_process_group("gloo")
@@ -752,6 +771,7 @@ def all_of_them(folder):
         "command": (Job(2, command, folder), None),
         "fsdp": (Job(2, in_teams, "fsdp", folder / "fsdp", stk.MALA()), None),
         "other teams": (Job(2, other_teams), None),
+        "loses one": (Job(2, loses_one_of_its_team, folder / "loses"), None),
         "whole on each": (Job(2, whole_on_each), None),
         "keeps the store": (Job(2, keeps_the_store), None),
         **{f"task {i}": (Job(1, task, i, folder), None) for i in (0, 1)},

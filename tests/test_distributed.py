@@ -94,6 +94,14 @@ def test_a_network_on_two_ranks_is_refused_where_they_are_no_team(found):
             assert said in text
 
 
+def test_who_loses_one_of_its_team_says_so(found):
+    """And where the run is, where the backend has words of its own for it alone."""
+    kind, text, notes = found["loses one"][0]
+    assert (found["loses one"][1], kind) == (None, "RankFailure")
+    assert "another process, or the store" in text
+    assert any("The run so far is in" in note for note in notes)
+
+
 def test_copies_of_a_network_are_no_team(found):
     """Each rank asks its own, at its own times; a wrapper that sends in each step would wait for the others, or take theirs."""
     for n in (0, 1):

@@ -643,7 +643,7 @@ class _Shared:
         try:
             yield
         except BaseException as error:
-            own = _lost(error) if isinstance(error, dist.DistError) else error
+            own = _lost(error) if _is_lost(error) else error
             try:
                 first = self._first(own)
             except dist.DistError:  # nobody can be told any more
@@ -729,10 +729,19 @@ def _called(call: str) -> str:
     return f"the {call}" if call in (BEGIN, END) else f"call {int(call) + 1} of the context"
 
 
+def _is_lost(error: BaseException) -> bool:
+    """Whether it is torch.distributed's word that another process is gone; gloo's is a plain one."""
+    gloo = type(error) is RuntimeError and "gloo/transport" in str(error)
+    return gloo or isinstance(error, dist.DistError)
+
+
 def _lost(error: BaseException) -> RankFailure:
-    return RankFailure(
+    found = RankFailure(
         f"another process, or the store that torchrun or rank 0 keeps, cannot be reached: {error}"
     )
+    for note in _notes(error):
+        found.add_note(note)
+    return found
 
 
 def _packed(error: BaseException, rank: int) -> bytes:
