@@ -7,13 +7,16 @@ STAMP := $(VENV)/.installed
 # Tests start dozens of processes, and rewrite two hundred modules: compiled once, not each time.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test compiled slow bench mutants lint types docs clean adapters
+.PHONY: demo test thorough compiled slow bench mutants lint types docs clean adapters
 
 demo: $(STAMP)
 	$(BIN)/scoretk demo
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+thorough: $(STAMP)
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'thorough and not compiled and not slow'
 
 compiled: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'compiled and not slow'

@@ -91,6 +91,7 @@ def test_they_are_those_of_the_plain_graph(method, path):
     assert largest_difference(gradients("adjoint", **options), gradients(True, **options)) < allowed
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("method", slow_but(["dopri5", "tsit5", "dopri8"], "dopri5"))
 def test_they_are_those_of_finite_differences(method):
     options = {"method": method, "steps": 2, "path": PATHS[2]} | TIGHT
@@ -152,6 +153,7 @@ def test_a_loss_times_a_number_has_gradients_times_it(factor):
         torch.testing.assert_close(other / factor, one, rtol=1e-9, atol=0)
 
 
+@pytest.mark.thorough
 def test_a_row_goes_back_by_itself():
     """Its gradient alone is that in the batch, to the bit; and the gradient to the weights is the sum of the rows'."""
 
@@ -190,6 +192,7 @@ def test_float32_stays_float32():
     )
 
 
+@pytest.mark.thorough
 def test_an_energy_field_in_time_and_a_scalar_event():
     """A score that is itself a gradient, and x of shape (rows,)."""
     scale = torch.nn.Parameter(torch.tensor(0.6, dtype=torch.float64))

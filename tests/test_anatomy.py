@@ -448,6 +448,7 @@ def test_a_plain_energy_is_walked_in_less_than_a_fifth_of_a_millisecond():
     assert best_of(lambda: [held() for _ in range(20)], 5) / 20 < 2e-4
 
 
+@pytest.mark.thorough
 def test_a_large_pipeline_costs_little_beside_one_evaluation_of_it():
     blocks = [torch.nn.Sequential(*network()[:1], torch.nn.SiLU()) for _ in range(500)]
     net = torch.nn.Sequential(*blocks)

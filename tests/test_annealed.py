@@ -235,6 +235,7 @@ def ladder_run(solver, std, dim):
     return field, stk.sample(field, solver, chains=CHAINS, seed=3, dtype=torch.float64)
 
 
+@pytest.mark.thorough
 def test_ncsnv2_gives_gaussian_data_their_moments():
     """Ladder and step size from 2000 draws of N(0, .02^2) in 16 dimensions: the run follows its exact recursion, and the same
     test refuses a variance 5 % off, or that of a run without its closing step."""
@@ -252,6 +253,7 @@ def test_ncsnv2_gives_gaussian_data_their_moments():
             assert_second_moment(draws.final, 0.0, [wrong] * dim)
 
 
+@pytest.mark.thorough
 def test_ncsnv2_gives_the_ring_its_modes():
     """Eight modes of std 1/4 at radius 2: equal shares, mean 0, and the mean square radius, up to what discrete steps add."""
     ring = ring_mixture()

@@ -356,6 +356,7 @@ def test_no_message_names_a_private_class():
     assert found - public - inner <= protocols._MADE_BY.keys()
 
 
+@pytest.mark.thorough
 def test_refusals_say_how_a_field_was_made():
     positive = stk.constrained(stk.Energy(lambda x: x.sum(1), (2,)), constraints.positive)
     gamma = torch.distributions.Independent(torch.distributions.Gamma(torch.ones(2), 1.0), 1)

@@ -73,6 +73,7 @@ MOST_GRADIENTS = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("name", "form", "dtype", "seed"), QUICK)
 def test_the_default_reaches_reference_posteriors_soon(name, form, dtype, seed):
     posterior, draws = run(name, form, seed=seed, dtype=dtype, **SHORT)
@@ -202,6 +203,7 @@ GRADIENTS = {"predictors far from 0": 40_000}
 BRIEF = ["scales of 1e-4 to 1e4"]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("name", "dtype", "options"),
     [(name, torch.float32, SHORT) for name in BRIEF]
@@ -405,6 +407,7 @@ MIXED = [
 ]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("solver", MIXED, ids=repr)
 def test_followers_that_are_far_and_near_do_not_see_each_other(solver):
     """The pilot is near, of those that follow every other one is far: each has its draws in any batch."""

@@ -157,6 +157,7 @@ def test_a_circle_would_be_found():
     assert [module_of(i) for i in imported(node)] == ["scoretk.run.drive"]
 
 
+@pytest.mark.thorough
 def test_imports_stand_at_the_top():
     """Those of the package's own modules: only commands import what they run when it is asked for."""
     inside = {
@@ -205,6 +206,7 @@ def test_importing_and_listing_need_no_torch():
     assert in_a_fresh_process(code) == "False"
 
 
+@pytest.mark.thorough
 def test_the_public_names_need_nothing_slow():
     code = "import sys, torch, scoretk; [getattr(scoretk, n) for n in scoretk.__all__]; print(sorted(sys.modules))"
     loaded = in_a_fresh_process(code)
@@ -258,6 +260,7 @@ def read_by_functions(nodes):
     return {n.id for n in bodies if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
 
 
+@pytest.mark.thorough
 def test_what_tests_put_in_place_is_read():
     """A constant that is patched where nobody reads it changes nothing, and the test shows nothing."""
     found = {

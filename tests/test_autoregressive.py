@@ -200,6 +200,7 @@ def in_limits(x, probability, edge=24.0, coarse=24):
     return float(((seen - expected) ** 2 / expected).sum() / chi2.isf(FALSE_ALARM, len(seen) - 1))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["made", "pixelcnn"])
 def test_density_of_two_pixels_integrates_to_one_and_draws_follow_it(monkeypatch, name):
     target = real(name)
@@ -286,6 +287,7 @@ def test_a_short_training_on_any_event_shape_round_trips(name, shape, tmp_path):
     assert command.startswith(f"scoretk fit {name} --data FILE --seed 0 --set steps=3")
 
 
+@pytest.mark.thorough
 def test_training_raises_the_likelihood():
     for name in MODELS:
         reports = []

@@ -353,6 +353,7 @@ def test_failed_chains_are_never_low():
 NORMAL = Target("normal", stk.Energy(lambda x: x.square().sum(1) / 2, (2,)), unit(2))
 
 
+@pytest.mark.thorough
 def test_gradients_are_counted_and_those_of_warmup_apart():
     solver = stk.HMC(step_size=0.5, leapfrogs=3, metric="none")
     made = gradients_to_low_error(NORMAL, solver, Plan(chains=32, budget=1500))
@@ -483,6 +484,7 @@ def test_evidence_of_a_target(monkeypatch):
 # Inverse problems.
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("components", [1, 25])
 @pytest.mark.parametrize("measurements", [1, 2])
 def test_exact_posteriors_are_the_prior_times_the_likelihood(measurements, components):
@@ -517,6 +519,7 @@ def test_contestants_have_as_many_evaluations(name):
     assert not solver.init_cost
 
 
+@pytest.mark.thorough
 def test_distances_tell_which_sampler_is_right(monkeypatch):
     monkeypatch.setattr(inverse, "DRAWS", 128)
     contestants = {
@@ -577,6 +580,7 @@ def test_simulated_measurements_are_those_of_their_truths(components):
     assert ((x.square().mean(0) - squares).abs() < 6 * x.square().std(0) / 4000**0.5).all()
 
 
+@pytest.mark.thorough
 def test_calibration_tells_which_sampler_is_right(monkeypatch):
     monkeypatch.setattr(inverse, "ISLAND", 64)
     contestants = {

@@ -57,6 +57,7 @@ def test_a_blow_up_on_a_grid_is_diverged_and_its_neighbours_are_not(path, solver
         assert torch.equal(well.final[1], draws.final[1])
 
 
+@pytest.mark.thorough
 def test_a_blow_up_without_a_path_is_diverged():
     field = stk.Velocity(lambda x, t: 100 * x, (2,), base=torch.ones(1, 2))
     assert stk.sample(field, stk.ProbabilityFlow("rk4", 50), chains=3).failures == {"DIVERGED": 3}
@@ -81,6 +82,7 @@ def test_without_reach_a_blow_up_is_an_answer(monkeypatch):
     assert float(draws.final.abs().max()) > 1e15
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("path", "scale"), in_turn(PATHS, [1e-4, 1.0, 1e4, 1e6]), ids=named)
 def test_data_of_any_usual_scale_raise_no_alarm(path, scale):
     for width in (scale, 1e-3 * scale):

@@ -238,6 +238,7 @@ def test_with_the_noise_it_would_depend_on_when_it_is_made(monkeypatch):
     assert heard_of(solver).operations < heard_of(solver, window=1).operations
 
 
+@pytest.mark.thorough
 def test_longer_steps_make_shorter_calls():
     lengths = [
         capture._length(heard_of(stk.HMC(0.1, n, metric="none")), 1) for n in (1, 4, 16, 64, 256)

@@ -64,6 +64,7 @@ def test_draws_go_to_a_store(capsys, tmp_path):
     assert "exists" in err
 
 
+@pytest.mark.thorough
 def test_list_and_describe(capsys):
     code, out, _ = run(capsys, "list")
     assert code == 0
@@ -87,6 +88,7 @@ def test_what_is_said_of_solvers_without_their_import_is_what_they_say(capsys):
     }
 
 
+@pytest.mark.thorough
 def test_list_by_family(capsys):
     code, out, _ = run(capsys, "list", "--family", "score")
     assert code == 0
@@ -110,6 +112,7 @@ def test_list_by_family(capsys):
     assert set(json.loads(out)["mala"]) == {"digits-ncsn", "digits-ncsnv2"}
 
 
+@pytest.mark.thorough
 def test_the_matrix_is_of_a_width_and_says_in_words_what_one_model_has(capsys):
     code, out, _ = run(capsys, "list", "--matrix")
     assert code == 0
@@ -398,6 +401,7 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
+@pytest.mark.thorough
 def test_ctrl_c_saves_and_exits_130(tmp_path):
     saved = tmp_path / "run.ckpt"
     command = [

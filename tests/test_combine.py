@@ -242,6 +242,7 @@ def unchecked(monkeypatch):
     monkeypatch.setattr(PoweredTimed, "flows", True)
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("unchecked")
 def test_metropolis_corrections_on_the_energies_of_each_time_make_a_product_right():
     """Six statistics within the limit of a false-alarm rate of 1e-6; plain sampling is more than two limits off."""
@@ -251,6 +252,7 @@ def test_metropolis_corrections_on_the_energies_of_each_time_make_a_product_righ
         assert off(draws).max() > 2 * z_limit(6), plain
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "wrong", ["mean of the experts", pytest.param("one expert", marks=pytest.mark.slow)]
 )

@@ -468,6 +468,7 @@ def test_the_wrong_model_is_caught_by_its_law(law, model, about):
     assert "Case(rows=" in str(caught.value)
 
 
+@pytest.mark.thorough
 def test_the_plain_models_that_were_made_wrong_are_right():
     assert broken_laws(Static()) == {}
     assert broken_laws(Exact()) == {}
@@ -477,6 +478,7 @@ def test_every_law_has_a_wrong_model():
     assert {param.values[0] for param in WRONG} == set(BY_NAME)
 
 
+@pytest.mark.thorough
 def test_the_gradient_law_resolves_a_network_in_float32():
     """Its finite differences run in float64, so that half a percent shows, and its weights come back as they were."""
     net = Net()
@@ -518,6 +520,7 @@ def test_conditions_go_with_their_rows():
     assert "label" in failures(field)["shapes"]
 
 
+@pytest.mark.thorough
 def test_the_model_is_left_as_found():
     with torch.random.fork_rng():
         net = nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(4, 1))
@@ -528,6 +531,7 @@ def test_the_model_is_left_as_found():
     assert torch.equal(net[1].running_mean, mean)
 
 
+@pytest.mark.thorough
 def test_results_are_records_in_the_order_of_the_checks():
     results = check_model(GOOD["score"])
     assert [result.check for result in results] == ["loads", *BY_NAME]
@@ -549,6 +553,7 @@ SPEC = {
 }
 
 
+@pytest.mark.thorough
 def test_a_spec_is_built_and_checked_by_its_claims():
     assert failures(ModelSpec(**SPEC)) == {}
     (result,) = check_model(ModelSpec(**{**SPEC, "provides": {"velocity"}}))
@@ -587,6 +592,7 @@ def test_without_hypothesis_the_error_says_what_to_install(monkeypatch):
         check_model(GOOD["energy"])
 
 
+@pytest.mark.thorough
 def test_a_failure_is_shrunk_to_its_simplest_case():
     assert "[Case(rows=2, seed=0, scale=1.0, t=0.5)" in failures(CentresTheBatchPlain())["alone"]
 

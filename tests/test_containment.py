@@ -187,6 +187,7 @@ def test_a_plugin_that_fails_or_loads_another_leaves_it_as_it_was_too(site):
     assert state() == before
 
 
+@pytest.mark.thorough
 def test_torch_is_guarded_where_the_plugin_is_the_first_to_import_it(site):
     plugin(
         site,
@@ -224,6 +225,7 @@ def test_what_a_plugin_puts_on_the_path_stays_behind(site):
 
 
 class TestCommandLine:
+    @pytest.mark.thorough
     def test_json_holds_nothing_else_and_every_plugin_is_gone_through(self, site):
         plugin(site, "prints", before=MISCHIEF["prints"], inside="print('more')")
         plugin(site, "gives-up", before="raise KeyboardInterrupt")

@@ -55,6 +55,7 @@ def test_long_chains_give_the_exact_gradient(start, dim):
     assert z.abs().max() < z_limit(dim + 1)
 
 
+@pytest.mark.thorough
 def test_the_gradient_test_sees_a_factor_and_a_short_chain():
     """Half the gradient, and CD-1 with tiny steps (whose negatives are still the data), are both caught."""
     right = gradients("data", 2)

@@ -70,6 +70,7 @@ def test_tokens_are_judged_as_images_and_their_likelihood_is_a_pixels(tmp_path):
     assert (tmp_path / "digits-transformer.png").exists()
 
 
+@pytest.mark.thorough
 def test_every_model_meets_every_solver(demo, models):
     rows = demo[1].rows
     assert {(r.model, r.solver) for r in rows if r.solver != "draw"} == {
@@ -152,6 +153,7 @@ def test_without_names_it_is_every_built_in_model():
     }
 
 
+@pytest.mark.thorough
 def test_ways_to_one_likelihood_agree():
     field = stk.load("ring-mixture")
     found = {
@@ -209,6 +211,7 @@ def test_one_line_a_model(demo):
     assert Done.of([r for r in rows if r.reason]).nearest is None
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "name",
     [
@@ -244,6 +247,7 @@ def test_workers_change_nothing_but_the_time(tmp_path):
     assert repr(found[0].likelihoods) == repr(found[1].likelihoods)
 
 
+@pytest.mark.thorough
 def test_judging_tells_good_from_bad():
     field = stk.load("ring-mixture")
     real = reference(field, 200, digits=False)
@@ -263,6 +267,7 @@ def test_a_solver_that_the_demo_does_not_know_is_said(monkeypatch):
     assert [c.reason for c in found] == ["no settings for it in the demo"]
 
 
+@pytest.mark.thorough
 def test_command(capsys, tmp_path, monkeypatch, coarse_pictures):
     monkeypatch.setattr("scoretk.demo.main.Size", lambda: SMALL)
     alone = ("demo", "--workers", "1", "--models", "semicircle")

@@ -430,6 +430,7 @@ def sums_of_a_device(monkeypatch):
         monkeypatch.setattr(user, "counted_of", with_zeros)
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("sums_of_a_device")
 @pytest.mark.parametrize("name", slow_but(TUNED, "ChEES"))
 def test_every_warmup(name, device):
@@ -449,6 +450,7 @@ METHODS = ["euler", "adams_3", "adams_4", "heun", "trapezoid", "rk4", "ralston_3
 METHODS += ["unipc_2", "adams_pc_3", *ADAPTIVE]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("method", slow_but(METHODS, "adams_3", "dpmpp_2m", "dopri5", "dopri8"))
 def test_every_method_of_the_flow(method, device):
     tolerances = {"rtol": 1e-3, "atol": 1e-3} if method in ADAPTIVE else {}
@@ -642,6 +644,7 @@ def test_every_question(name, device):
     same_on(device, QUESTIONS[name], rounding=1e-12 if "gradient" in name else 0)
 
 
+@pytest.mark.thorough
 @pytest.mark.filterwarnings("ignore:log_partition")  # nor a small error
 @pytest.mark.parametrize("method", slow_but(["ais", "smc"], "ais"))
 def test_normalising_constants(method, device):
@@ -848,6 +851,7 @@ def test_steps_are_few_kernels_and_hardly_wait(name, chains, with_kernel):
     assert waits <= 0.1
 
 
+@pytest.mark.thorough
 def test_steps_with_masks_are_many_kernels(with_kernel, monkeypatch):
     """The mutant: a run that masks each step, as it does once a chain has failed."""
     monkeypatch.setattr(AtTheEnd, "passes", lambda *_: False)
@@ -857,6 +861,7 @@ def test_steps_with_masks_are_many_kernels(with_kernel, monkeypatch):
 WARMUP = {"of": "warmup", "lengths": (64, 80), "field": partial(gaussian, 5)}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("solver", slow_but([stk.ChEES(most=2), stk.MCLMC()], stk.ChEES(most=2)))
 def test_a_step_of_warmup_waits_once(solver, device):
     """But for the first, of chains that may begin far off, and for ends of windows and blocks."""
@@ -881,6 +886,7 @@ def first_waits(device, monkeypatch, scale):
     return found[1 : approach_steps(40) - 1]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("scale", "most"), [(1.0, 1), (1e-4, 0)], ids=["near", "far"])
 def test_the_first_steps_of_a_warmup_wait_once(scale, most, device, monkeypatch):
     """Whether the chains begin far off is asked in the first; those that do wait for nothing."""
@@ -914,6 +920,7 @@ def test_parts_that_are_read_one_by_one_are_seen(device, monkeypatch):
 TEMPERED = stk.ParallelTempering(stk.MALA(0.1), temperatures=(1.0, 2.0, 4.0))
 
 
+@pytest.mark.thorough
 def test_a_ladder_of_temperatures_hardly_waits(device):
     """Neither for the ladder, nor to compare what the fields made at each step were given."""
     assert counted(device, TEMPERED, partial(gaussian, 5), lengths=(40, 48))[1] <= 0.1
@@ -926,6 +933,7 @@ def test_views_that_are_looked_at_anew_are_seen(device, monkeypatch):
     assert counted(device, TEMPERED, partial(gaussian, 5), lengths=(40, 48))[1] > 1
 
 
+@pytest.mark.thorough
 def test_a_doubling_waits_once(device):
     """And not each of the leapfrog steps, fifteen in trajectories of four doublings."""
     solver = stk.NUTS(0.1, metric="none", max_depth=4)
@@ -963,6 +971,7 @@ def streamed(device, folder, *, keep, steps, chunk=16, checkpoint=None):
         return draws.x[:].cpu(), ledger.waits.total()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("keep", slow_but(["zarr", "saved"], "zarr"))
 def test_what_goes_to_the_disk_costs_one_wait_a_chunk_at_most(keep, device, tmp_path):
     """Of a longer run than another by four chunks; a checkpoint that is not due costs none."""
@@ -979,6 +988,7 @@ def test_what_goes_to_the_disk_costs_one_wait_a_chunk_at_most(keep, device, tmp_
     assert more[keep] - more["all"] <= (4 if keep == "zarr" else 0)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "mutant", slow_but(["waits for each copy", "does not wait to write"], "does not wait to write")
 )
@@ -1101,6 +1111,7 @@ def test_a_models_own_error_is_raised_at_once(device):
     assert len(calls) == 9
 
 
+@pytest.mark.thorough
 def test_the_length_of_a_tuned_langevin_step_is_one_number_for_all(device):
     """After warmup the step size is a number of the host, which took an axis on its way to the device."""
     # warmup sums over the chains that count alone on a CPU, over all on a device: last digits differ
@@ -1110,6 +1121,7 @@ def test_the_length_of_a_tuned_langevin_step_is_one_number_for_all(device):
 # --- files, and what is told of draws
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "name", slow_but(["mala", "chees", "smc", "probability-flow"], "mala", "probability-flow")
 )
@@ -1156,6 +1168,7 @@ def test_a_checkpoint_goes_on_there_and_on_the_cpu(name, device, tmp_path):
         torch.testing.assert_close(run(device.name, back).final.cpu(), whole.final)
 
 
+@pytest.mark.thorough
 def test_what_is_told_of_draws(device, tmp_path):
     run = partial(
         stk.sample, well(), stk.MALA(0.1), chains=CHAINS, steps=40, dtype=torch.float64, **QUIET
@@ -1210,6 +1223,7 @@ def test_every_solver_without_float64(name, narrow):
     near(narrow, partial(narrow_run, name))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", slow_but(TUNED, "MCLMC"))
 def test_every_warmup_without_float64(name, narrow):
     def run(d):
@@ -1353,6 +1367,7 @@ FOLLOWING = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", slow_but(FOLLOWING, "distribution of the CPU", "posterior"))
 def test_constants_are_copied_once(name, device):
     def run(d, steps):

@@ -251,6 +251,7 @@ LEARNERS = [
 ]  # which learn as digits-ve does
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", slow_but(LEARNERS, "digits-edm"))
 def test_training_learns_what_a_gaussian_does_not_know(name, tmp_path):
     """Two narrow clusters: after a short training the denoiser is much nearer to the exact one than the Gaussian answer is."""
@@ -329,11 +330,13 @@ def test_a_ladder_upside_down_is_refused():
 # shipped weights
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", slow_but(MODELS, "digits-ncsn"))
 def test_shipped_models_keep_every_law(name):
     assert {c.check: c.detail for c in checked(SPECS[name]) if c.status == "failed"} == {}
 
 
+@pytest.mark.thorough
 def test_the_class_conditional_model_keeps_every_law_with_labels():
     found = checked(DIGITS_CLASS.build(), cond={"label": torch.tensor([3, 0, -1, 9])})
     assert {c.check: c.detail for c in found if c.status == "failed"} == {}
@@ -430,6 +433,7 @@ def test_guidance_of_the_class_conditional_model(digits):
             field.predict(x, t, label=wrong)
 
 
+@pytest.mark.thorough
 def test_conditional_samples_are_of_their_class_and_guided_ones_more_so(classifier, digits):
     field, label, solver = (
         DIGITS_CLASS.build(),

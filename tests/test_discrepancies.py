@@ -67,6 +67,7 @@ def limits(repeats: int) -> tuple[int, int]:
     )
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("n", "d"), [(60, 1), pytest.param(100, 20, marks=pytest.mark.slow)])
 def test_stein_raises_false_alarms_at_its_level(n: int, d: int) -> None:
     repeats = 500
@@ -81,6 +82,7 @@ def test_stein_raises_false_alarms_at_its_level(n: int, d: int) -> None:
     )
 
 
+@pytest.mark.thorough
 def test_stein_raises_false_alarms_at_its_level_on_a_mixture() -> None:
     repeats = 300
     low, high = limits(repeats)
@@ -91,6 +93,7 @@ def test_stein_raises_false_alarms_at_its_level_on_a_mixture() -> None:
     assert low <= sum(r.rejected for r in found) <= high
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("n", "m", "d"), [(40, 40, 2), pytest.param(60, 30, 10, marks=pytest.mark.slow)]
 )
@@ -193,6 +196,7 @@ def test_statistics_are_the_distances_of_the_package() -> None:
     )
 
 
+@pytest.mark.thorough
 def test_the_threshold_is_the_quantile_over_all_relabellings() -> None:
     x, y = normal(4, 1, 4), normal(4, 1, 5) + 1
     pooled, halves = (

@@ -187,6 +187,7 @@ def test_invariance_catches_wrong_kernels(monkeypatch, name, kernel, mutant):
     assert distance(x, target, law(target)) > 2
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("kernel", "beyond"),
     slow_rows_but(
@@ -269,6 +270,7 @@ def test_gibbs_with_gradients_proposes_as_published(target):
         np.testing.assert_allclose(log_q[0].numpy(), (gains - logsumexp(gains)).ravel(), atol=1e-12)
 
 
+@pytest.mark.thorough
 def test_the_bias_of_unadjusted_langevin_is_there_and_vanishes():
     target, exact = SMALL[0], law(SMALL[0])
 
@@ -285,6 +287,7 @@ def test_the_bias_of_unadjusted_langevin_is_there_and_vanishes():
     assert distance(unadjusted, target, exact) > 2
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "kernel",
     slow_but([GibbsWithGradients(), DiscreteLangevin(1.0), BlockGibbs()], BlockGibbs()),

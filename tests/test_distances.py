@@ -13,6 +13,7 @@ def normal(n: int, d: int, seed: int) -> torch.Tensor:
     return torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
+@pytest.mark.thorough
 def test_a_shift_moves_the_sliced_distance_by_its_length_over_root_d() -> None:
     x, shift = normal(500, 4, 0), torch.tensor([3.0, 0.0, 4.0, 0.0], dtype=torch.float64)
     found = sliced_wasserstein(x, x + shift, directions=20_000)

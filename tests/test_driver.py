@@ -97,6 +97,7 @@ def test_evaluations_are_counted():
         assert draws.cost["velocity"] == sum(seen)
 
 
+@pytest.mark.thorough
 @pytest.mark.filterwarnings(
     "ignore::DeprecationWarning"
 )  # torch's own, on its way through the compiler
@@ -222,6 +223,7 @@ def _child(tmp_path, *args):
     return [sys.executable, str(script), *map(str, args)]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("keep", "kills"),
     [("all", 1), *(pytest.param(keep, 14, marks=pytest.mark.slow) for keep in ("all", "moments"))],

@@ -27,6 +27,7 @@ def rows_of(shape, n=3):
     )
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "path", slow_unless(PATHS, (stk.VP, stk.VE, stk.Interpolant)), ids=lambda p: type(p).__name__
 )
@@ -51,6 +52,7 @@ def test_gaussian_data_under_every_path(path, shape):
     torch.testing.assert_close(single.x.double() / scale, truth / scale, rtol=0, atol=1e-4)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "path",
     slow_but([stk.Linear(), stk.VP(), stk.VE(0.01, 50.0)], stk.VP()),

@@ -144,6 +144,7 @@ def rows():
     )
 
 
+@pytest.mark.thorough
 def test_spectral_norm_holds_the_hidden_layers_and_leaves_plain_weights(tmp_path):
     stored = digits_energy.train(rows(), spectral=True, **SMALL)
     for name in ("backbone.enter.weight", "backbone.blocks.0.weight"):
@@ -164,6 +165,7 @@ def slope(stored):
     return float(digits_energy._slope(network.correction, rows()).detach())
 
 
+@pytest.mark.thorough
 def test_the_penalty_is_the_mean_squared_slope_and_lowers_it():
     x, w = torch.randn(5, 2, 3, generator=generator()), torch.arange(6.0).reshape(2, 3)
     assert float(digits_energy._slope(lambda y: (w * y).flatten(1).sum(1), x)) == pytest.approx(
@@ -180,6 +182,7 @@ def test_bad_settings_are_named():
         digits_energy.train(rows(), ema=1.0, **SMALL)
 
 
+@pytest.mark.thorough
 def test_the_average_of_the_weights_can_be_chosen():
     last, slow = (
         digits_energy.train(rows(), ema=d, **SMALL).weights["backbone.leave.weight"]

@@ -29,6 +29,7 @@ def assert_equal(a, b):
 
 
 # Every way of keeping draws of one solver, and each of them with others that tune themselves.
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("solver", "batch", "keep"),
     slow_rows_but(

@@ -298,6 +298,7 @@ def test_no_chain_stays_where_it_may_go_on(name):
     assert not bool((draws.x == 0).any())
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", slow_but(TUNED, "hmc", "mclmc", "parallel-tempering"))
 def test_tuning_hides_no_failure(name):
     """Among chains of which some start beyond the edge: those are flagged, the others sample and never go there."""
@@ -402,6 +403,7 @@ def test_a_gradient_whose_norm_overflows_is_flagged():
     assert draws.failures == {"NONFINITE": 4}
 
 
+@pytest.mark.thorough
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("size", [1e300, 1e-300])
 @pytest.mark.parametrize("name", [name for name, s in EXAMPLES.items() if hasattr(s, "step_size")])

@@ -193,6 +193,7 @@ def test_a_checkpoint_serves_no_other_run(capsys, tmp_path, name):
     assert refused()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", LABELLED)
 def test_labels_are_taken_as_a_tensor_or_from_a_file(capsys, tmp_path, name):
     data, settings, _ = of_a_user(tmp_path, name)

@@ -89,6 +89,7 @@ OBJECTIVES = itertools.count(1)
 
 
 class TestResume:
+    @pytest.mark.thorough
     @pytest.mark.parametrize("recipe", slow_but([WHOLE, PARTED], PARTED), ids=["whole", "parts"])
     @pytest.mark.parametrize("kind", KINDS)
     def test_a_run_stopped_anywhere_ends_with_the_bits_of_one_that_was_not(
@@ -205,6 +206,7 @@ class TestResume:
         with pytest.raises(stk.CheckpointError, match="object"):
             packed({"a": object()})
 
+    @pytest.mark.thorough
     @pytest.mark.parametrize(
         "optimiser",
         [
@@ -252,6 +254,7 @@ def test_an_optimiser_that_asks_again_meets_the_same_noise():
 
 
 class TestSeveralProcesses:
+    @pytest.mark.thorough
     @pytest.mark.parametrize("kind", KINDS)
     def test_they_end_with_the_weights_of_one_process_on_the_joined_batch(self, folder, kind):
         ours, theirs = (load_file(folder / f"{kind}-{rank}.safetensors") for rank in (0, 1))

@@ -225,6 +225,7 @@ def test_units_are_those_of_the_starts():
     torch.testing.assert_close(inside.var(), torch.tensor(1.0), atol=0.02, rtol=0)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("variant", slow_but(NEW.values(), INTERPOLANT), ids=NEW)
 def test_the_density_is_normalised_and_that_of_the_draws(variant, tmp_path):
     """In the plane: log_prob on a grid adds up to 1, and its first marginal is the distribution of the draws."""
@@ -255,6 +256,7 @@ def test_shipped_weights_are_small_and_made_by_their_default_command():
         assert made["seed"] == 0
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "name", slow_but(["digits-flow-ot", "digits-interpolant"], "digits-interpolant")
 )
@@ -281,6 +283,7 @@ def bend(field):
     return float((50 * way.diff(dim=1).square().sum((1, 2)) / length).mean()) - 1
 
 
+@pytest.mark.thorough
 def test_optimal_transport_makes_paths_straighter_so_that_few_steps_do(digits):
     straight, plain = OPTIMAL.build(), FLOW.build()
     assert 0 < bend(straight) < 0.8 * bend(plain)
@@ -291,6 +294,7 @@ def test_optimal_transport_makes_paths_straighter_so_that_few_steps_do(digits):
         assert ours < 0.9 * theirs, (steps, ours, theirs)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("eta", slow_but([0.0, 0.5, 1.0, 1.4], 0.5))
 def test_an_interpolant_serves_any_amount_of_noise(eta, digits):
     field = INTERPOLANT.build()

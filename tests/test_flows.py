@@ -147,6 +147,7 @@ def test_untrained_it_is_the_gaussian_of_the_data(name):
     torch.testing.assert_close(found, truth.log_prob(data[:5]), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.thorough
 def test_ffjord_trains_on_the_density_that_it_has():
     """What the solver integrates in whitened coordinates, averaged over all signs, is the exact density in data space."""
     network, x = random_ffjord(0.1), correlated(3)
@@ -198,6 +199,7 @@ def test_ffjord_claims_no_score():
         stk.sample(field, stk.AnnealedLangevin(), chains=2)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", slow_but(EVERY, "digits-realnvp", "digits-ffjord"))
 def test_it_keeps_the_laws(name):
     failed = [result for result in checked(SPECS[name]) if result.status == "failed"]
@@ -297,6 +299,7 @@ BALANCE = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "name", slow_but([name for name in EVERY if name != FFJORD.model], "digits-realnvp")
 )

@@ -147,6 +147,7 @@ SETTINGS = {
 }
 
 
+@pytest.mark.thorough
 @hypothesis.settings(max_examples=400, **SETTINGS)
 @hypothesis.given(calls())
 def test_whatever_is_passed_ends_in_a_result_or_a_named_error(call):

@@ -63,6 +63,7 @@ def share(call):
 
 @on_linux
 class TestDrawsAreInMemoryOnce:
+    @pytest.mark.thorough
     @pytest.mark.parametrize(
         "changes",
         slow_but([{}, {"batch": 3}, {"field": BOXED, "batch": 4}], {"field": BOXED, "batch": 4}),
@@ -70,6 +71,7 @@ class TestDrawsAreInMemoryOnce:
     def test_in_a_run(self, changes):
         assert share(lambda: drawn(**changes))[0] < MOST
 
+    @pytest.mark.thorough
     def test_saved_on_the_way_and_taken_up(self, tmp_path):
         saved = stk.Checkpoint(tmp_path / "c", every=1e-9)
         taken, whole = share(lambda: drawn(checkpoint=saved, batch=4))
@@ -78,6 +80,7 @@ class TestDrawsAreInMemoryOnce:
         assert again < SAVED
         assert torch.equal(resumed.x, whole.x)
 
+    @pytest.mark.thorough
     def test_a_copy_would_be_seen(self, monkeypatch):
         class Apart(record.Room):
             def of(self, name, like, rows, total):

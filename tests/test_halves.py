@@ -215,6 +215,7 @@ class TestVerdict:
                 split_rhat(bad)
 
 
+@pytest.mark.thorough
 def test_r_hats_of_draws_in_a_store(tmp_path, monkeypatch):
     """Rank-normalised ones too, some coordinates at a time."""
     pytest.importorskip("zarr")

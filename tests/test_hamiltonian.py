@@ -205,6 +205,7 @@ def test_acceptance_reaches_its_target(accept):
     assert draws.failures == {}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "solver",
     [pytest.param(stk.HMC(metric="diagonal"), marks=pytest.mark.slow), stk.ChEES()],
@@ -219,6 +220,7 @@ def test_scales_are_learned(solver):
     assert z.abs().max() < z_limit(20)
 
 
+@pytest.mark.thorough
 def test_a_dense_metric_learns_the_correlation():
     field = stk.Energy(correlated, (2,))
     draws = stk.sample(
@@ -229,6 +231,7 @@ def test_a_dense_metric_learns_the_correlation():
     )
 
 
+@pytest.mark.thorough
 def test_without_a_solver_an_energy_tunes_itself():
     draws = stk.sample(ILL, chains=64, steps=100, warmup=400, seed=4)
     assert draws.provenance["solver"].startswith("ChEES(")
@@ -294,6 +297,7 @@ def test_the_harmonic_mean_and_what_is_left_out_of_it():
     assert stk.ChEES().adaptation.parts[0] == DualAveraging(stk.ChEES().accept, "harmonic")
 
 
+@pytest.mark.thorough
 def test_an_edge_costs_the_default_no_small_steps():
     draws = stk.sample(Semicircle(), chains=64, steps=60, warmup=200, seed=1)
     assert draws.stats["leapfrogs"].mean() < 6
@@ -319,6 +323,7 @@ def test_chains_do_not_depend_on_the_batch(solver):
     assert torch.equal(whole.tuned["step_size"], parts.tuned["step_size"])
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("stop", slow_but([10, 35, 55], 35))
 def test_resumed_in_warmup_or_after_it_ends_with_the_same_bits(tmp_path, stop):
     class Stop(Exception):
@@ -506,6 +511,7 @@ def steep(x):
 PILOT = stk.Warmup(150, pilot=32)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("solver", "chain"),  # one of the pilot, and one that takes over what the pilot has tuned
     [
@@ -525,6 +531,7 @@ def test_a_chain_that_starts_far_out_comes_along(solver, chain):
     assert draws.stats["accept"][chain].mean() > 0.3
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("chain", [7, pytest.param(50, marks=pytest.mark.slow)])
 def test_with_the_common_step_it_would_stay_there(monkeypatch, chain):
     """The mutant: no chain halves its step, and none goes its own way."""
@@ -652,6 +659,7 @@ def test_compiled_calls_start_at_multiples_of_their_length_whatever_the_blocks(m
     assert all(step % 4 == 0 for step in starts)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("shape", "metric"),
     slow_rows_but(
@@ -672,6 +680,7 @@ def test_any_event_shape_with_any_metric(metric, shape):
         assert 0.7 < float(draws.x.std()) < 1.3
 
 
+@pytest.mark.thorough
 def test_no_unit_is_preferred():
     """Scales far below and above 1 are found as well as 1 is."""
     sd = torch.tensor([1e-4, 1.0, 1e4], dtype=torch.float64)

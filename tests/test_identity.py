@@ -642,6 +642,7 @@ def apart(tmp_path_factory):
     return first, whole, in_a_fresh_process(GOES_ON + THEN, str(folder / "c")).splitlines()
 
 
+@pytest.mark.thorough
 @pytest.mark.filterwarnings(*TORCHS_OWN)
 def test_equal_models_have_one_identity_in_every_process(apart):
     assert json.loads(apart[2][1]) == digests()
@@ -946,6 +947,7 @@ class TestMutants:
         assert same()
 
 
+@pytest.mark.thorough
 def test_a_summary_is_bounded_and_covers_all():
     many = {f"name {i}": [float(i), {"deep": torch.tensor(float(i))}] for i in range(3000)}
     one = identity.Identity(field=many).summary()

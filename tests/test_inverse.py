@@ -112,6 +112,7 @@ def test_every_method_beats_the_plain_baseline_and_the_best_the_linear_one(tmp_p
             assert drawn[method].single_accuracy > 0.7
 
 
+@pytest.mark.thorough
 def test_every_problem_is_met_by_every_method(made):
     _, rows = made
     assert {r.model for r in rows} == {"", "digits-diffusion", "digits-energy"}

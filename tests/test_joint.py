@@ -241,6 +241,7 @@ def test_the_joint_law_is_kept_on_a_long_way(model, solver, chains):
         assert abs(float(torch.corrcoef(torch.stack(pair))[0, 1])) < 0.7
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("name", "wrong"),
     slow_rows_but(
@@ -300,6 +301,7 @@ def test_posteriors_are_calibrated_by_default(name):
     assert max(calibration(MODELS[name], posterior(MODELS[name]), BY_DEFAULT)) < 1
 
 
+@pytest.mark.thorough
 def test_posteriors_are_calibrated_by_hmc():
     assert max(calibration(MODELS["hierarchy"], posterior(MODELS["hierarchy"]), HMC, DATA_SETS)) < 1
 
@@ -311,6 +313,7 @@ def test_calibration_catches_a_wrong_energy(name, wrong):
     assert max(calibration(MODELS[name], wrong(MODELS[name]), BOUNDED)) > 1.5
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", slow_but(MODELS, "mixture"))
 def test_only_the_likelihoods_rank_shows_that_data_are_ignored(name):
     *parameters, likelihood = calibration(MODELS[name], without_data(MODELS[name]), BY_DEFAULT)

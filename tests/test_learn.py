@@ -95,6 +95,7 @@ def squared(line, truth=(2.0, -1.0)):
     return lambda rows, generator: (line(rows) - rows @ torch.tensor(truth)).square()
 
 
+@pytest.mark.thorough
 def test_fit_finds_the_minimum_keeps_the_best_weights_and_ends_in_eval_mode():
     line, seen = Line(), []
     done = fit(

@@ -26,6 +26,7 @@ def spread(x):
     return float((x.norm(dim=1) - 1).abs().mean())
 
 
+@pytest.mark.thorough
 def test_the_page_runs(capsys):
     names = run([block for block in BLOCKS if block not in LIGHTNING])
     assert spread(torch.randn(500, 2, generator=torch.Generator().manual_seed(0))) > 0.4

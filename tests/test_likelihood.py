@@ -49,6 +49,7 @@ def linear_flow(matrix=A, base=None):
     return stk.Velocity(lambda x, t: x @ matrix.T.to(x), (len(matrix),), base=base)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "path",
     slow_unless(PATHS, (stk.VP, stk.VE, stk.Linear, stk.Tabulated)),
@@ -64,6 +65,7 @@ def test_gaussian_data_under_every_path(path, shape):
     assert not bool(got.stderr.any() or got.status.any())
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "path",
     [
@@ -86,6 +88,7 @@ DETERMINATE = [(stk.VP(), p) for p in ("noise", "score", "velocity", "v")] + [
 ]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("path", "predicts"),
     slow_rows_but(DETERMINATE, (stk.VP(), "score"), (stk.VP(), "velocity"), (stk.Cosine(), "v")),
@@ -112,6 +115,7 @@ def test_predictions_that_determine_the_rate_start_at_the_data_themselves(path, 
     torch.testing.assert_close(got.value, blob_log_prob(path, x), rtol=0, atol=1e-5)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("s", "settings", "bound"),
     [
@@ -445,6 +449,7 @@ def test_bits_of_a_uniform_density_are_those_of_the_levels():
         )
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("timed", [False, True])
 def test_bits_of_a_gaussian(timed):
     """-log p is quadratic, so its mean over u is known, and so is the size of the standard error."""
@@ -533,6 +538,7 @@ def of_x(f, x):
     return told, seen
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "path", slow_but([stk.VP(), stk.Linear(), stk.VE(0.01, 50.0)], stk.Linear()), ids=repr
 )

@@ -227,6 +227,7 @@ def test_scales_leave_the_target_as_it_is():
     assert TARGETS["gaussian"][2](solver.step(field, state, noise)[0].x) < 1
 
 
+@pytest.mark.thorough
 def test_the_disc_keeps_its_law_over_many_steps():
     draws = stk.sample(
         Disc(),
@@ -257,6 +258,7 @@ def second_moments(eps, chains=5000, dim=4, steps=60, **options):
     return float(of_chains.mean()), float(of_chains.std()) / math.sqrt(chains)
 
 
+@pytest.mark.thorough
 def test_the_unadjusted_bias_is_of_second_order(monkeypatch):
     """Halving a step of the leapfrog takes three quarters of its bias; a turn for another dimension keeps its own."""
     (coarse, error), (fine, _) = (second_moments(eps, integrator="leapfrog") for eps in (1.6, 0.8))
@@ -335,6 +337,7 @@ def test_chains_do_not_depend_on_the_batch(solver):
     assert torch.equal(whole.x[:7], fewer.x)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("solver", "stop"),
     slow_rows_but(
@@ -390,6 +393,7 @@ def test_compiled_agrees_with_eager(solver):
     torch.testing.assert_close(compiled.x, eager.x, rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("metric", "variance"),
     [
@@ -430,6 +434,7 @@ def test_scales_and_length_are_learned_and_the_target_met():
     assert mean_z(draws.final.square() * precisions, torch.ones(20)).abs().max() < z_limit(20)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("solver", [MCLMC(), AdjustedMCLMC()], ids=repr)
 def test_what_is_tuned_is_frozen_after_warmup(solver):
     """The draws after warmup are those of a solver that was given what was tuned."""
@@ -457,6 +462,7 @@ def test_what_is_given_is_not_tuned():
     assert MCLMC(0.2, 1.1).adapts
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("solver", "shape"),
     slow_rows_but(
@@ -586,6 +592,7 @@ def test_warmup_arrives_from_afar(solver, mean, std, dim):
     assert ((squares.mean(0) - 1).abs() < bias + limit * squares.std(0) / 8).all()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("dim", "constant"), slow_rows_but([(20, 1e6), (20, 8e6), (2, 4e6), (2, 8e6)], (20, 8e6))
 )

@@ -503,6 +503,7 @@ def many_normals(device: torch.device) -> Tensor:
     return Noise(2024, 2**9, device=device).normal(0, 0, (2**10 * 12,))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "name", slow_but(WRONG_NORMALS, "one per cent too wide", "sum of twelve uniforms")
 )

@@ -270,6 +270,7 @@ def test_same_as_by_recursion(target, size, divergent):
     assert bool(info["diverging"].any()) is divergent
 
 
+@pytest.mark.thorough
 def test_leapfrogs_and_depth_agree():
     draws = stk.sample(
         gaussian(dim=10),
@@ -337,6 +338,7 @@ def test_chains_do_not_depend_on_the_batch():
     assert torch.equal(whole.tuned["step_size"], parts.tuned["step_size"])
 
 
+@pytest.mark.thorough
 def test_taking_ended_chains_out_changes_nothing(monkeypatch):
     """Each chain's condition goes with it."""
     field = stk.Energy(lambda x, width: ((x / width).square().sum(1)) / 2, (2,))
@@ -353,6 +355,7 @@ def test_taking_ended_chains_out_changes_nothing(monkeypatch):
     assert draws[0].cost["score"] > draws[1].cost["score"] > draws[2].cost["score"]
 
 
+@pytest.mark.thorough
 def test_inside_another_solver_each_chain_keeps_its_condition():
     field = stk.Energy(lambda x, width: ((x / width).square().sum(1)) / 2, (2,))
     width = torch.logspace(-1, 1, 9, dtype=torch.float64)[:, None]
@@ -366,6 +369,7 @@ def test_inside_another_solver_each_chain_keeps_its_condition():
     assert torch.equal(together.final, apart.final)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("stop", slow_but([5, 18, 28], 18))
 def test_resumed_in_warmup_or_after_it_ends_with_the_same_bits(tmp_path, stop):
     class Stop(Exception):
@@ -497,6 +501,7 @@ def test_a_chain_that_starts_far_out_comes_along(pilot):
     assert draws.stats["accept"][7].mean() > 0.3
 
 
+@pytest.mark.thorough
 def test_what_was_tuned_is_frozen():
     run = {"chains": 16, "warmup": 40, "seed": 3, "dtype": torch.float64}
     short, long = (stk.sample(gaussian(dim=2), NUTS(), steps=steps, **run) for steps in (1, 50))

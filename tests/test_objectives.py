@@ -171,6 +171,7 @@ def test_implicit_score_matching_takes_the_trace_of_any_score_and_event():
     torch.testing.assert_close(found, exact)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("d", "kind"), in_turn(DIMS, ["normal", "rademacher"]))
 def test_sliced_score_matching_is_unbiased_in_value_and_gradient(d, kind):
     x, probes = 1.5 * noise(N, d) - 0.3, noise(N, 2, d, seed=5, kind=kind).movedim(1, 0)

@@ -101,6 +101,7 @@ def six_runs(method):
     return [(*weights, estimate) for weights, estimate in zip(seen, estimates, strict=True)]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("method", slow_but(["ais", "smc"], "smc"))
 def test_the_standard_error_is_calibrated(method):
     assert mean_square_is_one([z_score(e, SHIFTED_LOG_Z) for *_, e in six_runs(method)])
@@ -158,6 +159,7 @@ KNOWN = {
 EASY = {"shifted", "ring", "student", "well", "scales"}
 
 
+@pytest.mark.thorough
 def test_modes_that_the_short_run_never_joins_raise_no_doubt():
     """Its chains stay where they began; judged by their squares this seed was not trusted."""
     field, truth = KNOWN["well"]
@@ -213,6 +215,7 @@ class NoDecision(stk.HMC):
         return new._replace(x=end.point.x, energy=end.point.energy, grad=end.point.grad), info
 
 
+@pytest.mark.thorough
 def test_mutants_are_caught(monkeypatch):
     monkeypatch.setattr("scoretk.inference.partition.AIS", WeighsAfterMoving)
     wrong = stk.log_partition(
@@ -232,6 +235,7 @@ def test_mutants_are_caught(monkeypatch):
         assert (abs(float(z)) > z_limit(1)) == caught
 
 
+@pytest.mark.thorough
 def test_a_bridge_between_two_fields_gives_the_ratio():
     base = stk.from_distribution(td.Independent(td.Normal(torch.ones(2), 2.0), 1))
 
@@ -247,6 +251,7 @@ def test_a_bridge_between_two_fields_gives_the_ratio():
     assert abs(z_score(ratio, math.log(math.pi / 2) + 7)) < z_limit(2)
 
 
+@pytest.mark.thorough
 def test_weighted_draws_follow_the_target():
     for solver in (stk.AIS(levels=40), stk.SMC(levels=40)):
         draws = stk.sample(SHIFTED, solver, chains=4096, seed=3)
@@ -284,12 +289,14 @@ def test_systematic_resampling_keeps_expected_numbers():
     assert share.tolist() == pytest.approx([1 / (4 * 0.3), 0.25])
 
 
+@pytest.mark.thorough
 def test_regions_without_density_weigh_nothing_and_are_no_failure():
     wide = stk.log_partition(Semicircle(), NormalBase((1,), 3.0), seed=1)
     assert wide.status == stk.Status.OK
     assert abs(z_score(wide, math.log(math.pi / 2))) < z_limit(1)
 
 
+@pytest.mark.thorough
 def test_the_ladder_is_reproducible_and_as_long_as_asked():
     near = stk.Energy(lambda x: (x - 1).square().sum(1), (3,))
     given = near, NormalBase((3,)), stk.HMC(0.3, metric="none"), Population(64, seed=1)
@@ -300,6 +307,7 @@ def test_the_ladder_is_reproducible_and_as_long_as_asked():
     assert runs[3].scales.shape == (8, 3)
 
 
+@pytest.mark.thorough
 @pytest.mark.filterwarnings("ignore:log_partition")
 def test_few_weights_that_count_are_said():
     far = stk.Energy(lambda x: (x - 4).square().sum(1) * 50, (5,))
@@ -326,6 +334,7 @@ def test_bad_input_is_named(arguments, message):
         stk.log_partition(SHIFTED, **arguments)
 
 
+@pytest.mark.thorough
 def test_what_has_no_energy_is_refused():
     with pytest.raises(stk.MissingCapability, match="energy"):
         stk.log_partition(stk.Score(lambda x: -x, (2,)))

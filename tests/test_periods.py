@@ -233,6 +233,7 @@ THINNED = [
 ]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("field", "kernel", "thin"), THINNED)
 def test_thinned_draws_forget_the_parity_of_the_start(monkeypatch, field, kernel, thin):
     """All chains start with all sites 1; one draw a chain after warmup of whole periods, so that draws are independent."""

@@ -360,6 +360,7 @@ def test_dots_are_smaller_where_they_are_many():
     assert sizes[0] > 2 * sizes[1] > 4 * sizes[2]
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(find_spec("arviz") is None, reason="ArviZ is not installed")
 def test_no_title_lies_on_another_panels_ticks(draws):
     """Of two rows: what is drawn of each panel, its title too, ends before the next."""

@@ -307,6 +307,7 @@ def entry(distribution):
     return ["Entry", distribution, "1.5", None, None]
 
 
+@pytest.mark.thorough
 def test_list_shows_every_plugin_and_runs_none(site, tmp_path):
     answer = ask(
         site,
@@ -325,6 +326,7 @@ def test_list_shows_every_plugin_and_runs_none(site, tmp_path):
     assert not heavy & set(answer["modules"])
 
 
+@pytest.mark.thorough
 def test_list_returns_at_once_beside_imports_that_hang_or_are_heavy(hanging_site, tmp_path):
     answer = ask(
         hanging_site,
@@ -356,6 +358,7 @@ def test_ctrl_c_during_an_import_is_not_swallowed(hanging_site, tmp_path):
     assert answer["listed"]["interrupted/interrupted"] == entry("interrupted")
 
 
+@pytest.mark.thorough
 def test_the_order_does_not_depend_on_the_hash_seed(site, tmp_path):
     def answer(seed):
         return ask(
@@ -508,6 +511,7 @@ def test_a_plugin_that_works_again_is_no_longer_listed_as_broken(site, tmp_path)
     assert answer["loaded"] == entry("factory-raises")
 
 
+@pytest.mark.thorough
 def test_verify_takes_all_through_every_stage(site, tmp_path):
     answer = ask(
         site,
@@ -607,6 +611,7 @@ def test_the_template_is_short():
     }
 
 
+@pytest.mark.thorough
 def test_the_template_lists_and_describes_without_torch(template_site, tmp_path):
     answer = ask(
         template_site,
@@ -653,6 +658,7 @@ def of_the_template(template_site, tmp_path_factory):
     )
 
 
+@pytest.mark.thorough
 def test_the_template_loads_and_has_its_energy_and_score(of_the_template):
     answer = of_the_template
     assert answer["energy"] == pytest.approx([2.0, 2.0, 2 * 0.5625 + 0.5])

@@ -167,6 +167,7 @@ class TestLinearGaussian:
             )
 
 
+@pytest.mark.thorough
 def test_ends_are_finite_in_float32():
     for path in PATHS:
         for method in POSTERIOR_METHODS:
@@ -194,6 +195,7 @@ def moments_z(draws):
     return torch.cat([mean_z(off, torch.zeros(3)), mean_z(off.square(), variance)]).abs().max()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "path", slow_but([stk.Linear(), stk.VP(), stk.EDM()], stk.VP()), ids=lambda p: type(p).__name__
 )
@@ -525,6 +527,7 @@ def test_solvers_serve_it_and_measurements_split_with_the_batch():
         stk.sample(field, solver, chains=7)
 
 
+@pytest.mark.thorough
 def test_inpainting_digits():
     """The lower halves of 100 held-out digits from the upper: the mean of 4 draws is nearer than the mean of the training images
     by more than the false-alarm rate allows over the images, and the measured half is met to about the noise."""

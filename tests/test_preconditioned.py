@@ -72,6 +72,7 @@ def test_a_decision_left_out_is_seen():
     assert mean_z(new.x[:, :1] ** 2, [4.0]).abs().max() > z_limit(1)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("metric", ["dense", pytest.param("diagonal", marks=pytest.mark.slow)])
 def test_warmup_finds_acceptance_and_scales(metric):
     draws = stk.sample(
@@ -86,6 +87,7 @@ def test_warmup_finds_acceptance_and_scales(metric):
     assert mean_z(per_chain, COVARIANCE.diagonal()).abs().max() < z_limit(2)
 
 
+@pytest.mark.thorough
 def test_an_unadjusted_run_tunes_too_and_moves_always():
     draws = stk.sample(
         gaussian(dim=3), stk.PreconditionedLangevin(adjusted=False), chains=64, steps=50, seed=2

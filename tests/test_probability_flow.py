@@ -68,6 +68,7 @@ def linear_velocity(x, t):
     return (shares * (means + (0.25**2 * alpha - sigma) / variance * off)).sum(1)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("method", "most"),
     slow_rows_but([("rk4_38", 3e-6), ("ralston_4", 1.5e-6)], ("ralston_4", 1.5e-6)),
@@ -277,6 +278,7 @@ class Backwards:
         return self.field.predict(x, 1 - t)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("method", slow_but(WITH_MUTANTS, "dpmpp_2m"))
 def test_the_order_test_catches_wrong_variants(method, flow_of_the_ring, monkeypatch):
     """sigma of one time where the other's belongs; no history; a field whose time runs backwards."""
@@ -476,6 +478,7 @@ def second_order_to_the_end(nodes, now, after, form):
     )
 
 
+@pytest.mark.thorough
 def test_order_is_lowered_on_long_steps_and_at_the_end(monkeypatch):
     """Without it the step to sigma = 0, and one from a middling level, put a wild extrapolation into the sample."""
 
@@ -536,6 +539,7 @@ SMOOTH = slow_rows_but(
 )
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("method", "path"), SMOOTH, ids=lambda v: v if isinstance(v, str) else type(v).__name__
 )
@@ -606,6 +610,7 @@ def _with_batch_wide_norm(net, rate):
     )[-1]
 
 
+@pytest.mark.thorough
 def test_a_row_that_fails_is_flagged_and_the_others_go_on():
     def net(x, t, bad):
         return torch.where(bad[:, None] & (t[:, None] > 0.5), torch.nan, -x)
@@ -766,6 +771,7 @@ def well_solved(path):
     return x, stk.sample(ring_mixture().noised(path), solver, init=x).final
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("method", "limits"), [("trapezoid", (0.12, 0.02)), ("dpmpp_2m", (0.05, 0.01))]
 )

@@ -1,6 +1,7 @@
 # ruff: noqa: PLW0108  (one shape for every row of the tables)
 """Whatever is passed to the public functions, what comes out is a result or a `ScoretkError` that names the argument."""
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -68,6 +69,7 @@ def test_sample(name, value):
     named_or_fine(lambda: stk.sample(ring_mixture(), stk.ULA(0.1), **options), name)
 
 
+@pytest.mark.thorough
 @given(value=ANYTHING)
 def test_sample_refuses_fields_and_solvers(value):
     named_or_fine(lambda: stk.sample(value, stk.ULA(0.1), chains=2, steps=1), "field", "model")

@@ -43,6 +43,7 @@ def test_the_tour_runs_as_it_stands():
         assert VERDICT in str(names[name].summary())
 
 
+@pytest.mark.thorough
 def test_the_tour_runs():
     """With a tenth of its hundreds of steps, and so short a warmup where it leaves its length open."""
     shorter = [re.sub(r"\b(steps|warmup)=(\d+)00\b", r"\1=\g<2>0", block) for block in blocks()]

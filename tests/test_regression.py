@@ -164,6 +164,7 @@ def exact_linear_moments(jacobian=True):
     return (weights * first).sum(0), (weights * second).sum(0) - (weights * first).sum(0) ** 2
 
 
+@pytest.mark.thorough
 def test_linear_posterior_is_exact():
     draws = stk.sample(linear_regression(), chains=256, steps=80, warmup=120, seed=1)
     assert draws.failures == {}
@@ -210,6 +211,7 @@ def laplace(target):
     return mode[0], cov
 
 
+@pytest.mark.thorough
 def test_logistic_posterior_agrees_with_importance_sampling():
     target = logistic_regression()
     draws = stk.sample(target, chains=128, steps=40, warmup=120, seed=1)
@@ -228,6 +230,7 @@ def test_logistic_posterior_agrees_with_importance_sampling():
 # ------------------------------------------------------------------------------------------------------------ the examples
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", slow_but(["ar5", "garch", "gaussian_process", "mixture"], "ar5"))
 def test_examples_recover_the_truth(name, capsys):
     example(name).main(steps=60, warmup=120)

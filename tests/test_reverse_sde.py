@@ -445,6 +445,7 @@ def ring_z(x):
     return torch.cat([near, radius, *shares])
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "path", slow_but([stk.VP(), stk.Linear(), stk.EDM()], stk.Linear()), ids=name
 )
@@ -460,6 +461,7 @@ def test_ring_after_200_steps(path, method):
     assert z.abs().max() < z_limit(len(z)), z
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "mutant", [pytest.param(m, marks=pytest.mark.slow) for m in WRONG_STEPS[1:]] + [Reversed]
 )
@@ -535,6 +537,7 @@ def excess(x, path, t):
     return float((x - alpha * MEAN).square().mean() / ((alpha * STD) ** 2 + sigma**2) - 1)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("rule", "n", "allowed"), [("level", 2, 0.01), ("sample", 256, 0.02)])
 def test_exact_draws_stay_exact_under_corrections(rule, n, allowed):
     """With 30 of them, within the share that the step size and, for "sample", 2/n of the variance account for."""

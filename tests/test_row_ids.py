@@ -68,12 +68,14 @@ def test_latents_and_densities_do_not_depend_on_the_batch(options):
         equal(stk.log_prob(FIELD, X, trace="hutchinson", batch=batch, **options), dense)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("method", SHARED)
 def test_methods_whose_steps_a_batch_shares_agree_to_the_tolerance(method):
     whole, parts = (stk.encode(FIELD, X, method=method, batch=batch).x for batch in (None, 2))
     torch.testing.assert_close(parts, whole, rtol=0.01, atol=0.01)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "options", slow_but(TRACES, {"trace": "hutchinson"}), ids=lambda o: "-".join(o.values())
 )
@@ -110,6 +112,7 @@ def test_sketches_are_the_rows_own():
     torch.testing.assert_close(parts.value, whole.value, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.thorough
 def test_errors_of_rows_scored_apart_average_out():
     """Twenty rows, each alone, average to the truth with ids of their own; the mutant, one id for all, errs as one row does."""
     field, scale = tilted()
@@ -125,6 +128,7 @@ def test_errors_of_rows_scored_apart_average_out():
     )  # what twenty rows err by together
 
 
+@pytest.mark.thorough
 def test_bits_per_dim_take_ids_and_batches():
     cells = (torch.arange(10.0).reshape(5, 2) * 7 % 16).double()
     field = GaussianMixture(torch.full((1, 2), 0.5), torch.tensor([0.4]), torch.ones(1)).noised(
@@ -200,6 +204,7 @@ def test_conditions_are_split_with_the_rows():
             ask(field, x, cond={"c": c[:3]})
 
 
+@pytest.mark.thorough
 def test_a_row_that_fails_fails_alone_in_any_batch():
     field = stk.Velocity(
         lambda x, t: torch.where((x > 3).any(1, keepdim=True), torch.nan, -x), (2,)

@@ -154,6 +154,7 @@ def test_linear_flows_in_either_direction(method, start, end):
     assert found.t.tolist() == [end] * 6
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("method", ["dopri5", pytest.param("tsit5", marks=pytest.mark.slow)])
 def test_the_probability_flow_of_the_ring_against_dop853(method):
     field = resolve(ring_mixture().noised(stk.EDM()), {"velocity"}, timed=True)
@@ -252,10 +253,12 @@ def check_a_stiff_neighbour(module):
     assert int(together.evaluations[:-1].max()) * 10 < int(together.evaluations[-1])
 
 
+@pytest.mark.thorough
 def test_a_stiff_neighbour_costs_the_others_nothing():
     check_a_stiff_neighbour(rowwise)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "change",
     [
@@ -328,6 +331,7 @@ def test_no_evaluation_outside_the_interval(method, start, end):
     assert float(times.max()) == max(start, end)
 
 
+@pytest.mark.thorough
 def test_each_step_waits_for_the_device_once():
     class Waits(TorchDispatchMode):
         made = 0
@@ -381,6 +385,7 @@ def check_accuracy(module):
     check_cost(module)
 
 
+@pytest.mark.thorough
 def test_cost_at_equal_error_is_below_that_of_shared_steps():
     check_accuracy(rowwise)
 

@@ -95,6 +95,7 @@ def test_wrong_weights_and_wrong_likelihoods_are_caught(mutant, kind):
     assert worst_z(_with(right, mutant), GAUSSIAN) > 7
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_reported_error_is_that_of_many_seeds(kind):
     """Mean over seeds of squared error less its report: none. A report of half the error is caught."""
@@ -112,6 +113,7 @@ def test_the_reported_error_is_that_of_many_seeds(kind):
     assert mean_z(off - reported / 4, 0.0).abs() > z_limit()
 
 
+@pytest.mark.thorough
 def test_the_bias_falls_as_the_samples_grow():
     """Self-normalisation biases by O(1/K): with 16 times the samples well under a quarter of it is left."""
     target = gaussian(dim=1, mean=1.2, std=0.4)
@@ -259,6 +261,7 @@ def flow_allowance(field, target, std, factor=2.0):
     return factor * float(torch.trapezoid(reach, level.log()))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "path", slow_but([stk.VP(), stk.Linear()], stk.VP()), ids=lambda p: type(p).__name__
 )
@@ -286,6 +289,7 @@ def test_the_probability_flow_samples_a_static_energy(path):
     assert max(z[1]) > 1.3  # weights without the energy: draws of the reference
 
 
+@pytest.mark.thorough
 def test_annealed_langevin_samples_a_static_energy():
     """The root mean square radius of the ring, with the worst level's reported error as allowance."""
     path = stk.VP()

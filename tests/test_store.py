@@ -90,6 +90,7 @@ class TestTheSameDraws:
             there = stk.sample(flow, stk.ProbabilityFlow(steps=20), chains=6, batch=4, keep=where)
             assert torch.equal(here.x, there.x)
 
+    @pytest.mark.thorough
     def test_a_ring_that_flushes_within_a_block_is_caught(self, tmp_path, monkeypatch):
         """Chains that fail in a block have it made again, with masks: what went before was not to stay."""
         field = stk.Energy(lambda x: torch.where(x > 2.5, torch.nan, x.square() / 2).sum(1), (1,))
@@ -136,6 +137,7 @@ class TestTheSameDraws:
 
 
 class TestReading:
+    @pytest.mark.thorough
     @pytest.mark.parametrize(
         "key",
         [
@@ -274,6 +276,7 @@ class TestReading:
         assert torch.equal(again.stats["accept"], here.stats["accept"])
         assert np.array_equal(np.load(tmp_path / "d.npy"), here.x)
 
+    @pytest.mark.thorough
     def test_a_store_is_loaded_as_what_sample_returned(self, pair, tmp_path):
         derived = drawn(tmp_path / "e", "eight-schools", steps=5)
         for made in (pair[1], derived):
@@ -289,6 +292,7 @@ class TestReading:
                 assert all(torch.equal(ours[name], value) for name, value in theirs.items()), kind
             assert str(again.summary()) == str(made.summary())
 
+    @pytest.mark.thorough
     def test_what_is_no_store_of_a_run_that_is_over_is_not_loaded(self, tmp_path):
         with pytest.raises(Stop):
             drawn(tmp_path / "stopped", stopping(150), **SHORT)
@@ -304,6 +308,7 @@ class TestReading:
         with pytest.raises(InvalidArgument, match="path"):
             stk.Draws.load(tmp_path / "d")
 
+    @pytest.mark.thorough
     @pytest.mark.parametrize("where", ["posterior/x", "sample_stats/lp"])
     def test_a_chunk_that_is_lost_is_told_and_not_read_as_nan(self, where, tmp_path):
         run = {"checkpoint": tmp_path / "c", **SHORT, "solver": stk.MALA(0.3)}
@@ -359,6 +364,7 @@ class TestReading:
         monkeypatch.chdir("/")
         assert torch.equal(made.x[:], drawn(None, PLAIN, stk.ULA(0.1), **run).x)
 
+    @pytest.mark.thorough
     def test_xarray_and_arviz_read_it_while_the_run_goes_on(self, tmp_path):
         arviz = pytest.importorskip("arviz")
         seen, calls = [], [0]
@@ -458,11 +464,13 @@ class TestTakingUp:
         there = drawn(tmp_path / "d", PLAIN, **run | {"steps": 120})
         assert torch.equal(there.x[:, :100], made.x[:])
 
+    @pytest.mark.thorough
     def test_a_checkpoint_holds_no_draws(self, tmp_path):
         big = SHORT | {"steps": 800, "draws": 200}
         drawn(tmp_path / "d", PLAIN, checkpoint=tmp_path / "c", **big)
         assert (tmp_path / "c").stat().st_size < 20_000
 
+    @pytest.mark.thorough
     @pytest.mark.parametrize("shared", [False, True], ids=["a file", "a folder"])
     def test_a_run_that_was_stopped_in_its_warmup_has_no_store_yet(self, shared, tmp_path):
         """Its checkpoint waits for the store, which is made at the first draw; and not for one that had draws."""
@@ -494,6 +502,7 @@ class TestTakingUp:
         with pytest.raises(stk.CheckpointError, match="store"):
             drawn(tmp_path / "d", field, **run)
 
+    @pytest.mark.thorough
     def test_a_longer_run_goes_on_from_a_shorter_one(self, tmp_path):
         drawn(tmp_path / "d", PLAIN, checkpoint=tmp_path / "c", **SHORT)
         more = SHORT | {"steps": 133}
@@ -502,6 +511,7 @@ class TestTakingUp:
         tree = xarray.open_datatree(tmp_path / "d", engine="zarr")
         assert tree["posterior"].sizes["draw"] == 133
 
+    @pytest.mark.thorough
     def test_a_run_that_was_never_saved_begins_anew_in_its_own_store_only(self, tmp_path):
         drawn(tmp_path / "d", PLAIN, checkpoint=tmp_path / "c", **SHORT)
         (tmp_path / "c").unlink()
@@ -535,6 +545,7 @@ class TestTakingUp:
             with pytest.raises(StoreError, match=r"has 40 draws of a chain, where 70"):
                 drawn(tmp_path / "d", PLAIN, **run | {"steps": steps})
 
+    @pytest.mark.thorough
     def test_what_is_there_is_kept_and_the_message_says_how_to_take_it_up(self, tmp_path):
         drawn(tmp_path / "d", PLAIN, **SHORT)
         with pytest.raises(OutputExists, match="checkpoint="):
@@ -608,6 +619,7 @@ def in_memory():
 
 
 class TestFaults:
+    @pytest.mark.thorough
     def test_a_full_disk_is_told_what_was_written_stays_and_the_run_goes_on(
         self, tmp_path, monkeypatch, capsys
     ):
@@ -762,6 +774,7 @@ class TestChunks:
         assert chains_a_chunk([64], streaming.LARGEST_CHUNK // 8) == 8
         assert chains_a_chunk([64], streaming.LARGEST_CHUNK * 8) == 1
 
+    @pytest.mark.thorough
     def test_batches_that_make_many_small_files_are_told(self, tmp_path, monkeypatch):
         monkeypatch.setattr("scoretk.inference.sampling.MANY_CHUNKS", 4)
         run = {"steps": 2, "warmup": stk.Warmup(2, pilot=6), "chains": 40}

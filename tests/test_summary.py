@@ -86,6 +86,7 @@ def autoregressive(chains, steps, keep, seed):
     return torch.stack(x, 1)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("keep", "steps", "runs"),
     slow_rows_but(
@@ -193,6 +194,7 @@ def test_without_draws_it_says_so():
         made(independent()).summary(most=0)
 
 
+@pytest.mark.thorough
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of ArviZ, by matplotlib
 def test_arviz_names_and_functions():
     draws = stk.sample("eight-schools", stk.NUTS(), chains=4, steps=60, warmup=60, seed=0)

@@ -463,6 +463,7 @@ def box(low, high, shape=(1,)):
     return stk.Energy(lambda x: torch.where((x > low) & (x < high), 0 * x, torch.inf).sum(1), shape)
 
 
+@pytest.mark.thorough
 def test_chains_that_we_start_outside_start_again():
     for field in (box(3.0, 9.0), box(-0.01, 0.01), box(0.0, 5.0, (3,))):
         draws = stk.sample(field, stk.MALA(1e-6), chains=64, steps=1, seed=3)

@@ -113,6 +113,7 @@ def test_exact_draws_of_all_places_stay_exact(name, first):
     assert line_distance(name, first) < 1
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("name", "first"), slow_rows_but([(name, k) for name in LATTICES for k in (0, 1)], ("potts", 1))
 )
@@ -140,6 +141,7 @@ def test_invariance_catches_wrong_swaps(monkeypatch, wrong):
     assert line_distance("gaussian", 0) > 2
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("wrong", slow_but(WRONG_SWAPS, "sign"))
 def test_invariance_catches_wrong_swaps_of_any_target(monkeypatch, wrong):
     monkeypatch.setattr("scoretk.solvers.tempering.swap_log_ratio", WRONG_SWAPS[wrong])
@@ -272,6 +274,7 @@ def test_windows_double_and_leave_the_end_alone():
     assert [s + 1 for s in range(3) if window_ends(s, 3)] == [1, 2]
 
 
+@pytest.mark.thorough
 def test_far_modes_get_their_weights_and_the_kernel_alone_stays():
     run = {
         "init": torch.full((400, 1), -5.0, dtype=torch.float64),
@@ -290,6 +293,7 @@ def test_far_modes_get_their_weights_and_the_kernel_alone_stays():
     assert float(draws.stats["round_trips"].mean()) > 0.1
 
 
+@pytest.mark.thorough
 def test_eight_narrow_modes_from_one():
     """Barriers of more than a hundred: a hotter end than the usual one."""
     start = torch.tensor([[2.0, 0.0]], dtype=torch.float64).expand(160, 2)
@@ -405,6 +409,7 @@ def test_chains_do_not_depend_on_the_batch(kernel):
     assert whole.cost == parts.cost
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("stop", slow_but([10, 35, 55], 35))
 def test_resumed_in_warmup_or_after_it_ends_with_the_same_bits(tmp_path, stop):
     class Stop(Exception):

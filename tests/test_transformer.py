@@ -91,6 +91,7 @@ def counted(field, x):
     return float(statistic), chi2.isf(FALSE_ALARM, int(kept.sum()) - 1)
 
 
+@pytest.mark.thorough
 def test_draws_and_steps_of_discrete_solvers_have_the_law():
     field = target()
     x = field.draw(CHAINS, stk.Noise(0, CHAINS, dtype=torch.float64))
@@ -110,6 +111,7 @@ def data(n=60, words=WORDS):
     return torch.nn.functional.one_hot(ids, words).float()
 
 
+@pytest.mark.thorough
 def test_a_short_training_round_trips_and_raises_the_likelihood(tmp_path):
     reports, short = [], {"steps": 40, "width": 8, "heads": 2}
     stored = transformer.TRANSFORMER.train(data(), report=reports.append, **short)

@@ -97,6 +97,7 @@ def test_what_was_tuned_is_enough():
         stk.HMC().tuned_by(dict(first.tuned))
 
 
+@pytest.mark.thorough
 def test_scales_are_used():
     first = stk.sample(FIELD, stk.HMC(), chains=64, steps=1, warmup=200)
     assert first.tuned["scale"].log().sub(SCALES.log()).abs().max() < 0.3
@@ -110,6 +111,7 @@ def test_settings_that_nothing_tunes_may_be_others():
     assert more.cost["score"] == 8 * (1 + 3 * 7)
 
 
+@pytest.mark.thorough
 def test_what_does_not_fit_is_refused():
     first = warmed(stk.HMC(leapfrogs=4))
     for draws in (

@@ -302,6 +302,7 @@ def test_conditions_of_a_posterior_have_names():
         stk.sample(static, stk.ULA(0.1), chains=16, steps=2, cond={"y": y}, **RUN)
 
 
+@pytest.mark.thorough
 @pytest.mark.filterwarnings("ignore:log_evidence")
 def test_evidence_by_opposed_measurements_is_not_too_low():
     """Where row sums of the covariance are too small for what entries of y say against each other: a twist made

@@ -48,6 +48,7 @@ def test_baoab_has_its_exact_variance_at_every_step(h, friction, temperature):
         )
 
 
+@pytest.mark.thorough
 def test_baoab_is_exact_on_a_gaussian_at_any_stable_step_size():
     draws = stk.sample(
         gaussian(dim=1),
@@ -111,6 +112,7 @@ def test_ghmc_keeps_exact_draws_exact(name):
         ).abs().max() < z_limit(2)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "name", ["semicircle", "ring"]
 )  # on the Gaussian too few proposals are rejected to tell

@@ -82,6 +82,7 @@ def test_with_the_exact_posterior_as_encoder_every_weight_is_the_density():
         assert float(found.stderr.max()) < 1e-7
 
 
+@pytest.mark.thorough
 def test_importance_weights_and_annealing_find_the_density_and_the_elbo_its_bound():
     model, x = linear(), data()
     found = {
@@ -137,6 +138,7 @@ def test_estimates_of_a_row_do_not_depend_on_its_batch():
     assert empty.value.shape == empty.stderr.shape == (0,)
 
 
+@pytest.mark.thorough
 def test_bits_per_dim_of_the_marginal():
     model = linear()
     cells = ((data(40).clamp(-3.9, 3.9) + 4) * 2).floor()  # 16 levels of [-4, 4]
@@ -178,6 +180,7 @@ def test_draws_of_the_marginal_and_the_joint_have_the_exact_moments():
     )
 
 
+@pytest.mark.thorough
 def test_each_chain_samples_the_posterior_of_its_own_image():
     model, images = linear(), data(3)
     rows = images.repeat_interleave(400, 0)
@@ -234,6 +237,7 @@ def bumpy():
     return stk.Energy(lambda z: z[:, 0].square() / 2 + 2 * torch.cos(2 * z[:, 0]), (1,))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "prior", [pytest.param(None, marks=pytest.mark.slow), bumpy()], ids=["normal", "learned"]
 )
@@ -334,6 +338,7 @@ def test_latents_are_of_the_dtype_of_images(models):
         assert models["digits-vae"].encode(torch.zeros(2, 1, 8, 8, dtype=dtype)).dtype == dtype
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
 def test_a_short_training_round_trips_and_repeats(variant, tmp_path):
     rows = 3 * torch.randn(40, 2, 3, generator=torch.Generator().manual_seed(0)) + 10
@@ -389,6 +394,7 @@ def test_the_learned_prior_has_one_partition_function_by_two_ways(models):
     assert float(model.log_z.stderr) < 0.1
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("name", "most"),
     slow_rows_but([("digits-vae", 2.5), ("digits-latent-energy", 2.55)], ("digits-vae", 2.5)),

@@ -219,6 +219,7 @@ def test_names_with_everything_that_can_be_kept(keep):
 # The law of draws
 
 
+@pytest.mark.thorough
 def test_a_conjugate_posterior():
     """`s^2 ~ InverseGamma(3, 2)`, `mu | s ~ N(0, s^2)`, y ~ N(mu, s^2)`, and shares of their own."""
     y = torch.tensor([1.0, 2.5, 0.5, 2.0])
@@ -826,6 +827,7 @@ def test_draws_say_their_variables_and_failures():
 PAGE = Path(__file__).parent.parent / "docs" / "variables.md"
 
 
+@pytest.mark.thorough
 def test_the_page_runs(capsys):
     """With a tenth of its steps and a quarter of its chains; its eight schools are the built-in ones."""
     text = re.sub(r"\b(steps)=(\d+)0\b", r"\1=\g<2>", PAGE.read_text())

@@ -46,6 +46,7 @@ def test_nothing_is_found_in_a_well_mixed_run(run):
     assert summary.ok, summary.verdict
 
 
+@pytest.mark.thorough
 def test_nothing_is_found_in_a_thousand_coordinates():
     assert drawn(independent(3, 64, 60, 1000)).summary(most=1).ok
 
@@ -395,6 +396,7 @@ def test_numbers_whose_squares_the_dtype_does_not_hold_are_said(dtype, far, said
     assert ("broken" in {f.kind for f in drawn(x).summary().findings}) == said
 
 
+@pytest.mark.thorough
 def test_rounding_at_an_end_is_no_clamp_where_the_law_is_known_in_free_space():
     """Beta(.1, .1) has a tenth of its mass nearer to 1 than float32 tells: exact by the density of z, lost by that of x."""
     beta = torch.distributions.Beta(torch.tensor(0.1), torch.tensor(0.1))

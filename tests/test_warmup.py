@@ -29,6 +29,7 @@ def test_a_number_is_a_warmup_of_so_many_steps():
     assert "pilot" not in kept.provenance
 
 
+@pytest.mark.thorough
 def test_the_pilot_alone_learns():
     few, many = (
         stk.sample(FIELD, stk.HMC(), warmup=stk.Warmup(25, pilot=n), **RUN).tuned for n in (4, 12)
@@ -130,6 +131,7 @@ def test_with_one_step_size_for_all_scales_the_band_is_missed():
     assert abs(float(draws.stats["accept"].mean()) - 0.574) > 5 * BAND
 
 
+@pytest.mark.thorough
 def test_discrete_langevin_is_tuned_by_its_own_steps():
     run = {"chains": 32, "steps": 60, "warmup": 200, "seed": 1}
     for accept in (0.574, 0.7):

@@ -648,6 +648,7 @@ def asked():
                 yield node.attr, path.relative_to(root)
 
 
+@pytest.mark.thorough
 def test_what_is_asked_of_fields_is_in_the_table():
     found = set(asked())
     unknown = {
