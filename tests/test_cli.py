@@ -51,6 +51,7 @@ def test_wrong_words_name_the_nearest_and_the_commands_own_usage(capsys):
     assert "did you mean 'last'?" in run(capsys, "sample", "funnel", "--keep", "lst")[2]
 
 
+@pytest.mark.thorough
 def test_draws_go_to_a_store(capsys, tmp_path):
     pytest.importorskip("zarr")
     folder = tmp_path / "run.zarr"

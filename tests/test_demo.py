@@ -122,6 +122,7 @@ def test_draws_that_are_shown_many_times_over_are_marked():
     assert "3 different draws" in str(tables(Demo(rows=rows))[1].lines)
 
 
+@pytest.mark.thorough
 def test_failed_chains_are_in_the_table(demo):
     rows = demo[1].rows
     row = next(r for r in rows if (r.model, r.solver) == ("semicircle", "ula"))

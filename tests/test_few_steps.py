@@ -60,6 +60,7 @@ def ends_apart(grid, method, steps, x, exact, denoise=True):
     return float((stk.sample(RING, solver, init=x).final - exact).norm(dim=1).median())
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("method", "steps", "part"), [("adams_pc_2", 5, 0.2), ("dpmpp_2m", 8, 0.15), ("heun", 5, 0.6)]
 )
@@ -84,6 +85,7 @@ def test_a_search_begins_at_the_best_grid_that_has_a_name():
     assert any(torch.equal(times, one) for one in known)
 
 
+@pytest.mark.thorough
 def test_options_of_a_search_all_count():
     usual = {"steps": 4, "tries": 60, "chains": 2}
     field = ring_mixture().noised(stk.EDM(0.3, 80.0))  # where the step that closes it is long
@@ -224,6 +226,7 @@ def test_a_row_is_reached_where_nobody_is_ahead():
     assert rows_of({"adams_3": math.nan})["adams_3"]["reached"] == "no"
 
 
+@pytest.mark.thorough
 def test_rows_are_those_asked_for(monkeypatch):
     small(monkeypatch)
     ask = Asked(solvers=("euler", "dpmpp_2m/sde"), named=("few-steps",))
@@ -237,6 +240,7 @@ def test_rows_are_those_asked_for(monkeypatch):
         list(bench.few_steps(Asked(solvers=("nobody",), named=("few-steps",))))
 
 
+@pytest.mark.thorough
 def test_the_found_grid_is_ahead_of_all_on_the_ring(monkeypatch):
     """At 5, 8 and 10 evaluations with few tries, by more than its standard error."""
     monkeypatch.setattr(bench, "COUNTS", (5, 8, 10))

@@ -264,6 +264,7 @@ class TestSeveralProcesses:
         if kind != "deterministic":  # the test can fail: other noise is seen
             assert not near(ours, KINDS[kind](replace(PARTED, parts=3)).weights)
 
+    @pytest.mark.thorough
     @pytest.mark.parametrize("kind", ["noisy", "contrastive", "game"])
     def test_their_checkpoint_serves_one_process(self, folder, kind):
         done = KINDS[kind](checkpoint=folder / f"{kind}.checkpoint", report=stop_after(0))

@@ -121,6 +121,7 @@ def test_every_problem_is_met_by_every_method(made):
         assert methods == {"mmps", "pigdm", "dps", "replacement", "hmc", "mala"}
 
 
+@pytest.mark.thorough
 def test_files_and_lines(made):
     folder, rows = made
     table = json.loads((folder / "inverse.json").read_text())

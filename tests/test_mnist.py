@@ -254,6 +254,7 @@ def of_law(curve):
     return [(point.step, point.nats) for point in curve]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", FAMILIES)
 def test_training_is_that_of_the_seed_and_learns(name, data):
     family, steps = FAMILIES[name].quick, 40 if name == "rbm" else 6  # chains begin far from it
@@ -290,6 +291,7 @@ def test_few_minutes_make_few_steps(data):
 # The table.
 
 
+@pytest.mark.thorough
 def test_mnist_by_the_command_line(folder, tmp_path, capsys):
     words = ["bench", "mnist", "--data", str(folder), "--families", "mixture,rbm", "-o"]
     assert main([*words, str(tmp_path)]) == 0

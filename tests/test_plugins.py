@@ -345,6 +345,7 @@ def test_list_returns_at_once_beside_imports_that_hang_or_are_heavy(hanging_site
     assert not answer["torch"]
 
 
+@pytest.mark.thorough
 def test_ctrl_c_during_an_import_is_not_swallowed(hanging_site, tmp_path):
     answer = ask(
         hanging_site,
@@ -381,6 +382,7 @@ def test_the_order_does_not_depend_on_the_hash_seed(site, tmp_path):
     assert all(answer(seed) == first for seed in (1, 2))
 
 
+@pytest.mark.thorough
 def test_a_good_plugin_is_described_and_loaded(site, tmp_path):
     answer = ask(
         site,
@@ -669,6 +671,7 @@ def test_the_template_loads_and_has_its_energy_and_score(of_the_template):
     assert "did you mean 'barrier'?" in answer["misspelt"]
 
 
+@pytest.mark.thorough
 def test_the_template_obeys_the_laws(of_the_template):
     answer = of_the_template
     assert {status for _, status, _ in answer["solver"]} == {"passed"}, answer["solver"]

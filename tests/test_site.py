@@ -70,6 +70,7 @@ def test_a_page_runs_as_it_stands(name):
     run_blocks(name, own_blocks(PAGES[name]))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", OWN)
 def test_a_page_runs(name):
     """With a tenth of its hundreds of steps, and so short a warmup where it leaves its length open."""

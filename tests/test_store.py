@@ -449,6 +449,7 @@ class TestTakingUp:
         drawn(tmp_path / "d", PLAIN, **run)
         assert not list((tmp_path / "d").rglob("*.partial"))
 
+    @pytest.mark.thorough
     def test_metadata_that_a_kill_left_older_than_the_store_are_not_believed(
         self, tmp_path, monkeypatch
     ):
@@ -522,6 +523,7 @@ class TestTakingUp:
             drawn(tmp_path / "d", PLAIN, checkpoint=tmp_path / "c", seed=3, **SHORT)
         assert torch.equal(again.x, again.x)
 
+    @pytest.mark.thorough
     def test_another_field_does_not_begin_anew_in_a_store(self, tmp_path):
         moved = stk.Energy(lambda x: (x - 5).square().sum((1, 2)) / 2, (2, 3))
         there = drawn(tmp_path / "a", PLAIN, **SHORT)
