@@ -328,6 +328,17 @@ def test_the_default_steps_bring_laws_and_their_powers_to_their_width(path):
             assert 1 < end_of(path, power, weight, std=std) < 1.03
 
 
+@pytest.mark.parametrize("name", POWERS)
+def test_the_step_is_one_that_the_sum_of_the_powers_takes(name):
+    """The score of a product is the sum of its factors': the step at a level is to be smaller by as much."""
+    weight, power = POWERS[name]
+    field, one = (resolve(f(diffused(stk.VP())), {"score"}) for f in (power, lambda f: f))
+    solver = AnnealedLangevin([1.0, 0.1], denoise=False)
+    ladder = solver.ladder(one)
+    expected = solver._size(one, ladder) / max(1.0, weight)
+    assert solver._size(field, ladder) == pytest.approx(expected)
+
+
 def test_steps_that_do_not_know_the_power_are_caught(monkeypatch):
     """The mutant: as many for a power as for the law itself."""
     monkeypatch.setattr(annealed, "exponents", lambda field: (1.0, 1.0))

@@ -81,6 +81,16 @@ def test_tmpd_divides_by_row_sums_of_the_covariance_of_y():
     assert np.abs(shifts(MMPS(iterations=M)) / pulled - 1).max() > 0.01
 
 
+def test_tmpd_takes_a_negative_sum_for_none():
+    """Two measurements of one thing with opposed signs: the sum of one row is below 0, and counts as 0."""
+    opposed = np.stack([A[0], -3 * A[0]])
+    sums = (opposed @ V @ opposed.T).sum(1)
+    assert sums[0] < 0 < sums[1]
+    pulled = (Y - DATA @ opposed.T) / (STD**2 + np.array([0.0, sums[1]])) @ opposed @ V
+    likelihood = stk.LinearGaussian(tensor(opposed), tensor(Y), STD)
+    np.testing.assert_allclose(shifts(TMPD(), likelihood), pulled, rtol=1e-8)
+
+
 def test_tmpd_is_exact_for_one_measured_number():
     one = stk.LinearGaussian(tensor(A[:1]), tensor(Y[:1]), STD)
     np.testing.assert_allclose(shifts(TMPD(), one), shifts(MMPS(), one), rtol=1e-10)

@@ -470,6 +470,21 @@ def test_an_adapted_grid_is_even_in_its_density_of_errors():
     np.testing.assert_allclose(reached, np.arange(n + 1) / n, atol=0.02)
 
 
+def test_the_trajectories_of_an_adapted_grid_are_of_second_order_on_uneven_times():
+    """A normal's flow is `x_t = x_0 spread_t / spread_0`; half as long steps leave a quarter of the error."""
+    path, std = VP(), 0.6
+    field = gaussian(2, std=std).noised(path)
+
+    def error(n):
+        times = torch.linspace(0, 0.95, n + 1, dtype=torch.float64) ** 1.3
+        alpha, sigma = path.alpha(times), path.sigma(times)
+        spread = torch.sqrt(alpha**2 * std**2 + sigma**2)
+        x = grids._trajectories(field, times, 3, 0, None)[1] * (alpha + sigma)[:, None, None]
+        return float((x / x[0] * spread[0] / spread[:, None, None] - 1).abs().max())
+
+    assert 3.5 < error(50) / error(100) < 4.5
+
+
 def test_the_adjoint_of_a_linear_flow_is_its_matrix():
     """`dx/dt = a (k x + b)`: the end is linear in x and has a closed form in k."""
     k = torch.nn.Parameter(torch.tensor(0.7, dtype=torch.float64))
