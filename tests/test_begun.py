@@ -24,6 +24,7 @@ FAR = {
     "vp, far": (stk.VP(), 3e4, 1e4),
     "edm, far": (stk.EDM(sigma_max=80), 3e4, 1.0),
     "edm, wide": (stk.EDM(sigma_max=80), 0.0, 500.0),
+    "edm, twice as wide": (stk.EDM(sigma_max=80), 0.0, 200.0),
     "ve, far": (stk.VE(0.01, 10.0), 100.0, 1.0),
 }
 NEAR = {

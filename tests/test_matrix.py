@@ -116,3 +116,15 @@ def test_command(capsys):
     assert "not: no energy" in out
     assert main(["list", "--matrix", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["mala"]["gaussian"] == {"way": "+", "reason": ""}
+
+
+@pytest.mark.parametrize("name", [n for n in SOLVERS if solver(n).timed is True])
+def test_an_energy_or_a_score_is_all_that_smoothing_takes(name):
+    energy = stk.Energy(lambda x: (x**2).sum(1), (2,))
+    score = stk.Score(lambda x: -x, (2,))
+    for kind, field, estimator in (("energy", energy, None), ("score", score, "langevin")):
+        assert use(frozenset({kind}), name).way == "s"
+        options = {} if estimator is None else {"estimator": estimator}
+        smoothed = stk.smoothed(field, samples=4, **options)
+        assert smoothed.denoise(torch.zeros(3, 2), 0.5).shape == (3, 2)
+    assert use(frozenset({"gibbs", "states"}), name).way is None

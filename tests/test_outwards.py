@@ -25,6 +25,7 @@ RIGHT = {
     "heavy tails": stk.Energy(lambda x: torch.log1p(x.square()).sum(1), (2,)),
     "falls in proportion": stk.Energy(lambda x: -x.abs().sum(1), (2,)),
     "along one axis only": stk.Energy(lambda x: x[:, 0] ** 2 / 2 - x[:, 1].clamp(-3, 3) ** 2, (2,)),
+    "along some rays only": stk.Energy(lambda x: -0.1 * x.prod(1), (2,)),
     "periodic": stk.Energy(lambda x: -x.cos().sum(1), (2,)),
     "no value far out": stk.Energy(lambda x: gaussian(x) + torch.log(10 - x.norm(dim=1)), (2,)),
     "a funnel": stk.load("funnel"),

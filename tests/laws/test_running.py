@@ -2,7 +2,7 @@
 
 import math
 import sys
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 
 import numpy as np
 import pytest
@@ -62,6 +62,9 @@ def test_moments_are_those_of_all_draws():
     torch.testing.assert_close(moments.mean, kept.x.double().mean(1))
     torch.testing.assert_close(moments.var, kept.x.double().var(1))
     torch.testing.assert_close(moments.stats["accept"], kept.stats["accept"].double().mean(1))
+    first = kept.x[:, : kept.kept // 2].double()
+    torch.testing.assert_close(moments.half_mean, first.mean(1))
+    torch.testing.assert_close(moments.half_var, first.var(1))
 
 
 class TestMomentsInPlace:
@@ -483,3 +486,49 @@ def test_every_solver_in_time_tells_what_it_asks(name):
                 field, torch.ones(4, 3), method=method, rtol=1e-2, atol=1e-2, batch=3
             )
             assert found.cost == {"velocity": sum(asked)}
+
+
+def test_a_run_that_is_extended_to_twice_its_length_has_its_halves(tmp_path):
+    """The draws so far are the first half of the new run, of which nothing was said while they were made."""
+    law, run = gaussian(2), {"chains": 3, "warmup": 2, "seed": 1, "keep": "moments"}
+    stk.sample(law, stk.MALA(0.5), steps=6, checkpoint=tmp_path / "run", **run)
+    found = stk.sample(law, stk.MALA(0.5), steps=12, checkpoint=tmp_path / "run", **run)
+    expected = stk.sample(law, stk.MALA(0.5), steps=12, **run)
+    for name in ("half_mean", "half_var", "half_draws"):
+        assert torch.equal(getattr(found, name), getattr(expected, name))
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_what_was_made_before_an_error_is_not_made_again(tmp_path, folder):
+    """An error of the field ends the run between two writes; what is taken up is the step before it."""
+    asked = []
+
+    def energy(x):
+        asked.append(len(x))
+        if len(asked) == 500:
+            raise OSError("the machine that computes it is gone")
+        return x.square().sum(1) / 2
+
+    def run(**where):
+        field = stk.Energy(energy, (2,))
+        with stk.distributed() if folder else nullcontext():
+            return stk.sample(field, stk.MALA(0.4), chains=4, steps=600, warmup=0, batch=4, **where)
+
+    rare = stk.Checkpoint(tmp_path / "run", every=1e6)
+    with pytest.raises(OSError, match="is gone"):
+        run(checkpoint=rare)
+    found = run(checkpoint=rare)
+    again = len(asked) - 500
+    expected = run()
+    assert torch.equal(found.x, expected.x)
+    assert again < len(asked) - 500 - again - 100
+
+
+def test_chains_of_other_batches_go_on_where_one_of_the_pilot_fails_at_its_start():
+    law = stk.Energy(lambda x: torch.where(x[:, 0] > 50, torch.nan, x.square().sum(1) / 2), (2,))
+    init = torch.zeros(6, 2)
+    init[1] = 100.0
+    run = {"steps": 3, "warmup": stk.Warmup(4, pilot=3), "batch": 3}
+    assert stk.sample(law, stk.MALA(), init=init, **run).ok.tolist() == [True, False] + [True] * 4
+    init[:3] = 100.0
+    assert not stk.sample(law, stk.MALA(), init=init, **run).ok.any()

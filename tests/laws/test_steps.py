@@ -18,9 +18,10 @@ from scoretk.models.targets.lattices import ising
 from scoretk.models.targets.mixture import gaussian
 from scoretk.solvers import EXAMPLES
 from scoretk.solvers.base import is_grid
-from scoretk.solvers.importance import AISState, Ladder, resampled
+from scoretk.solvers.importance import AISState, Ladder, check_islands, resampled
 from scoretk.solvers.nuts import Span, join
 from scoretk.solvers.parts.metropolis import decide
+from scoretk.solvers.parts.nested import NestedNoise
 
 N, D, STEPS = 6, 3, 5
 K, COUPLING = np.array([0.6, 1.0, 2.5]), 0.4
@@ -982,3 +983,41 @@ def test_a_kernel_on_states_begins_in_them_and_nowhere_between(kernel, sites):
         between[1].view(-1)[entry] += off
         with pytest.raises(InvalidArgument, match="initial"):
             solver.init(bound, between, noise)
+
+
+@pytest.mark.parametrize(
+    "solver",
+    [stk.HMC(0.8, leapfrogs=3), stk.ChEES(0.8, length=4.0), stk.AdjustedMCLMC(1.5, leapfrogs=3)],
+    ids=repr,
+)
+def test_a_trajectory_to_where_there_is_no_number_diverges(solver):
+    """Beyond x_0 = 0.8 the energy is not a number; a chain that went there, and none else, is said to diverge."""
+    went = set()
+
+    def told(x):
+        beyond = x[:, 0] > 0.8
+        went.update(beyond.nonzero().flatten().tolist())
+        return torch.where(beyond, torch.nan, energy(x))
+
+    noise, bound, state = begun(solver, stk.Energy(told, (D,)), spread=0.3)
+    went.clear()
+    _, info = solver.step(bound, state, noise)
+    assert info["diverging"].nonzero().flatten().tolist() == sorted(went)
+    assert 0 < len(went) < N
+
+
+def test_islands_are_whole():
+    """Chains that are as many as islands have, but parts of them, are refused."""
+    chains = torch.arange(9)
+    check_islands(3, torch.zeros(6, 2), Noise(0, chains[3:]))
+    for some in (chains[1:7], chains[[0, 1, 2, 6, 7, 5]], chains[2:8]):
+        with pytest.raises(InvalidArgument, match="whole islands"):
+            check_islands(3, torch.zeros(6, 2), Noise(0, some))
+
+
+def test_rows_of_replicas_are_said_to_be_of_the_chain_whose_noise_they_have():
+    noise = NestedNoise(Noise(3, torch.tensor([8, 2, 5])), 4, replicas=2)
+    rows = noise.normal(1, Stream.PROPOSAL, (2,))
+    for row, chain in zip(rows, noise.chains.tolist(), strict=True):
+        alone = NestedNoise(Noise(3, torch.tensor([chain])), 4, replicas=2)
+        assert any(torch.equal(row, own) for own in alone.normal(1, Stream.PROPOSAL, (2,)))

@@ -11,9 +11,10 @@ import scoretk as stk
 from scoretk.core.noise import Noise
 from scoretk.core.streams import Stream
 from scoretk.fields.resolve import resolve
+from scoretk.solvers import EXAMPLES
 from scoretk.solvers.parts.leapfrog import Point, Trajectory
 from scoretk.solvers.warmup import approach, halving, ladder, length, scales, step_size
-from scoretk.solvers.warmup.adaptation import Adaptation, WarmupStep
+from scoretk.solvers.warmup.adaptation import Adaptation, Approach, WarmupStep
 from scoretk.solvers.warmup.learning import Change, Lesson, Trial
 
 
@@ -498,3 +499,67 @@ def test_the_common_settings_are_medians():
     assert approach.common_settings(own, alive, "none", before)[0] == pytest.approx(1 / 4)
     dense = approach.common_settings(own, alive, "dense", before)[1]
     np.testing.assert_allclose(dense.numpy(), np.diag([1 / 2, 1 / 4]))
+
+
+def test_the_first_trajectories_after_an_approach_are_of_two_steps():
+    state = State(length=None, step_size=torch.tensor(0.3, dtype=torch.float64))
+    found = length.SquaredJumps(0.025, 100).changed(state, None, Change(arrived=True))[0]
+    assert float(found.length) == pytest.approx(0.6)
+
+
+def far_off(places, tunes):
+    """Which chains of a normal take steps of their own; the last one has failed."""
+    field = resolve(stk.Energy(lambda x: (x**2).sum(1) / 2, (2,)), {"energy", "score"}, timed=False)
+    x = torch.tensor([[at, 0.3] for at in places], dtype=torch.float64)
+    noise, alive = Noise(2, len(x), dtype=torch.float64), torch.ones(len(x), dtype=torch.bool)
+    alive[-1] = False
+    energy, grad = field.energy_and_grad(x)
+    state = State(x=x, energy=energy, grad=grad, step=torch.tensor(0))
+    return Approach("none").begins_far(field, state, noise, alive, tunes)[0].tolist()
+
+
+def test_chains_that_tune_take_steps_of_their_own_all_or_none_by_the_majority_of_those_that_are_well():
+    near, far = 0.5, 1e3
+    assert far_off([near, far, near, far], tunes=False) == [False, True, False, True]
+    assert far_off([near, far, near, far], tunes=True) == [False] * 4
+    assert far_off([near, far, far, near], tunes=True) == [True] * 4
+    assert far_off([near, far, math.nan, near], tunes=False) == [False, True, True, False]
+
+
+TUNED = {name: s for name, s in EXAMPLES.items() if getattr(s, "adapts", False)} | {
+    "hmc": stk.HMC(leapfrogs=2),
+    "hmc, dense": stk.HMC(leapfrogs=2, metric="dense"),
+    "nuts": stk.NUTS(max_depth=2),
+    "chees": stk.ChEES(most=4),
+    "mala": stk.MALA(),
+    "mclmc": stk.MCLMC(),
+    "adjusted": stk.AdjustedMCLMC(leapfrogs=2),
+    "tempering": stk.ParallelTempering(temperatures=(1.0, 2.0, 4.0)),
+}
+
+
+def tuned(solver, ids, dead=(), steps=40):
+    """What a warmup of these chains has learned, some of which are elsewhere and have failed."""
+    field = resolve(stk.Energy(quartic, (2,)), solver.needs, timed=False)
+    noise = Noise(5, torch.tensor(ids), dtype=torch.float64)
+    alive = ~torch.isin(noise.chains, torch.tensor(dead, dtype=torch.int64))
+    x = noise.normal(0, Stream.USER, (2,), torch.float64)
+    x = torch.where(alive[:, None], x, 30 * x + 7)
+    state = solver.init(field, x, noise)
+    state, learned, _ = solver.adaptation.begin(solver, field, state, noise, alive)
+    for step in range(steps):
+        at = WarmupStep(solver, field, noise, alive, step, steps)
+        state, _, learned = solver.adaptation.update(at, state, learned)
+    return {name: getattr(state, name) for name in state.shared - {"step"}}
+
+
+@pytest.mark.parametrize("name", TUNED)
+def test_chains_that_have_failed_teach_nothing(name):
+    solver, ids, dead = TUNED[name], list(range(12)), [0, 5, 11]
+    found = tuned(solver, ids, dead)
+    expected = tuned(solver, [i for i in ids if i not in dead])
+    assert found
+    for leaf, value in expected.items():
+        torch.testing.assert_close(found[leaf], value, rtol=1e-6, atol=0, equal_nan=True)
+    other = tuned(solver, ids)
+    assert any(not torch.allclose(other[leaf], v, rtol=1e-3) for leaf, v in expected.items())
