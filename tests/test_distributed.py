@@ -11,12 +11,14 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 import scoretk as stk
+from scoretk.errors import RankFailure
 from scoretk.run import ranks as processes
 from tests import jobs
 from tests.processes import environment
@@ -740,3 +742,17 @@ print("the same")
 def test_an_array_of_jobs(found):
     """The page's recipe for SLURM."""
     assert np.array_equal(found["array"], sampled(None, batch=10).x)
+
+
+def test_a_rank_hangs_where_its_word_has_been_the_same_for_too_long():
+    """Not where it has said something new since, however long ago its first word was."""
+    words = {}
+    store = SimpleNamespace(check=lambda names: names[0] in words, get=lambda name: words[name])
+    job = SimpleNamespace(timeout=10.0)
+    rank = SimpleNamespace(store=store, job=job, rank=0, world_size=2, _watched=None)
+    for now, word in [(0, None), (8, b"batch 0, 1"), (16, b"batch 0, 2"), (24, b"batch 1, 3")]:
+        words |= {} if word is None else {"word 1": word}
+        processes._Shared._watch(rank, 1, float(now))
+    processes._Shared._watch(rank, 1, 33.0)
+    with pytest.raises(RankFailure, match=r"rank 1 of 2 .* last word was: batch 1"):
+        processes._Shared._watch(rank, 1, 35.0)

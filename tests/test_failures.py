@@ -403,7 +403,6 @@ def test_a_gradient_whose_norm_overflows_is_flagged():
     assert draws.failures == {"NONFINITE": 4}
 
 
-@pytest.mark.thorough
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("size", [1e300, 1e-300])
 @pytest.mark.parametrize("name", [name for name, s in EXAMPLES.items() if hasattr(s, "step_size")])

@@ -313,7 +313,6 @@ class TestHeadersMadeByHand:
         assert not accepted("run", tmp_path / "c", content)
         assert not accepted("draws", tmp_path / "c", content)
 
-    @pytest.mark.thorough
     @pytest.mark.parametrize("kind", ["run in flight", "draws", "fit"])
     def test_tensors_that_do_not_fit_are_refused(self, tmp_path, kind):
         path = tmp_path / "file.safetensors"

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import scoretk as stk
-from scoretk.learn import Player, Recipe, fit
+from scoretk.learn import Player, Recipe, fit, processes
 from scoretk.learn.resume import from_tensors, packed, to_tensors, unpacked
 from scoretk.models.digits.flow_matching import FLOW
 from scoretk.models.digits.stored import read_weights
@@ -206,7 +206,6 @@ class TestResume:
         with pytest.raises(stk.CheckpointError, match="object"):
             packed({"a": object()})
 
-    @pytest.mark.thorough
     @pytest.mark.parametrize(
         "optimiser",
         [
@@ -495,3 +494,21 @@ def test_pixels_as_files_have_them_are_told(data):
 def test_other_data_raise_no_alarm(data):
     with torch.random.fork_rng([]):
         fitted(data)
+
+
+def test_a_parameter_that_no_process_has_a_gradient_of_stays_without(monkeypatch):
+    """An optimiser leaves those as they are; a gradient of zeros would let momentum and decay move them."""
+    monkeypatch.setattr(processes, "process_count", lambda: 2)
+    monkeypatch.setattr(processes.distributed, "all_reduce", lambda message: message.mul_(2))
+    used, unused = (nn.Parameter(torch.ones(n)) for n in (3, 2))
+    used.grad = torch.tensor([1.0, 2.0, 3.0])
+    assert float(processes.summed([used, unused], torch.tensor(0.5))) == 1.0
+    assert used.grad.tolist() == [2, 4, 6]
+    assert unused.grad is None
+
+
+def test_the_last_step_is_evaluated_also_where_evaluations_are_at_others():
+    net = network(2)
+    recipe = Recipe(7, batch=4, evaluations=3, held_out=0.0)
+    done = fit(net, lambda x, _: net(x).square().sum(1), rows(), recipe, seed=0)
+    assert [p.step for p in done.history] == [2, 4, 6, 7]

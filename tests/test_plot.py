@@ -468,3 +468,13 @@ def test_tensors_of_a_device_and_of_few_bits_are_shown(device):
     with mock.patch.object(of_chains, "find_spec", return_value=None):
         assert shows(draws.plot().axes[1], draws.x[..., 0].double().cpu().numpy())
     assert stk.plot.field(NORMAL, draws=draws).axes
+
+
+@pytest.mark.parametrize("kind", ["trace", "pairs"])
+def test_of_many_chains_those_are_shown_that_are_well(kind):
+    well = torch.arange(1000)[torch.arange(1000) % 3 == 1]
+    shown = of_chains._told_apart(kind, well, 50)
+    assert 1 < len(shown) < len(well)
+    assert bool(torch.isin(shown, well).all())
+    assert shown[0] == well[0]
+    assert shown[-1] == well[-1]

@@ -539,7 +539,6 @@ SMOOTH = slow_rows_but(
 )
 
 
-@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("method", "path"), SMOOTH, ids=lambda v: v if isinstance(v, str) else type(v).__name__
 )

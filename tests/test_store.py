@@ -137,7 +137,6 @@ class TestTheSameDraws:
 
 
 class TestReading:
-    @pytest.mark.thorough
     @pytest.mark.parametrize(
         "key",
         [
@@ -153,6 +152,12 @@ class TestReading:
     def test_an_index_gives_what_it_gives_of_a_tensor(self, pair, key):
         here, there = pair
         assert torch.equal(here.x[key], there.x[key])
+
+    @pytest.mark.parametrize("rows", [range(10), range(9, -1, -1), range(7, 1, -3), range(3, 3)])
+    def test_chains_come_in_the_order_that_is_asked_for(self, pair, rows):
+        for array in pair[1].x.arrays:
+            found = streaming.part_of(array, rows, slice(3, 30, 4))
+            assert np.array_equal(found, np.asarray(array[:])[list(rows), 3:30:4])
 
     def test_wrong_indices_are_as_of_a_tensor(self, pair):
         for key in (10, -11, (0, 45), [10], torch.ones(9, dtype=torch.bool)):

@@ -452,7 +452,6 @@ def on_a_grid(field, low, high, sides=100):
     return points, field.log_prob(points).exp() * cell
 
 
-@pytest.mark.thorough
 @pytest.mark.parametrize("name", BOUNDED)
 def test_a_flow_on_a_part_of_the_space_is_sampled_there_alone(name):
     make, low, high = BOUNDED[name]

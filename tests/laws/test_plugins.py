@@ -15,10 +15,13 @@ from scoretk.errors import (
     ScoretkError,
     UnknownName,
 )
-from scoretk.plugins import catalog, discovery, models
+from scoretk.plugins import ModelSpec, catalog, describe_solver, discovery, models
 from scoretk.plugins.capabilities import CAPABILITIES, offers
 from scoretk.plugins.catalog import Catalog
 from scoretk.plugins.discovery import Broken, Entry, normalised
+from scoretk.plugins.models import build
+from scoretk.plugins.targets import BUILT_IN_TARGETS, list_targets
+from scoretk.solvers import SOLVERS
 
 OWN = {"mala": "scoretk.solvers.mala:MALA", "ula": "scoretk.solvers.ula:ULA"}
 
@@ -150,3 +153,40 @@ def test_what_metadata_say_is_shown_without_characters_that_control_a_terminal(m
     for text in (*astuple(entry), *astuple(failed)):
         assert text.isprintable(), text
     assert entry.value.startswith("mod:at")
+
+
+def test_what_this_package_has_is_shown_first_in_its_own_order(monkeypatch):
+    others = of_others(("aardvark", "zebra"), ("zoo", "ant"))
+    monkeypatch.setattr(catalog, "discover", lambda group: others)
+    shown = [entry.id for entry in list_targets()]
+    assert shown == [*(f"scoretk/{name}" for name in BUILT_IN_TARGETS), "aardvark/zebra", "zoo/ant"]
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_a_solver_is_described_by_what_it_needs_as_it_comes(name):
+    """Where that depends on its settings, by what it needs with those that it has by default."""
+    told, kind = describe_solver(name), SOLVERS[name]
+    if not told.required:
+        assert told.needs == tuple(sorted(kind().needs))
+        assert told.timed == kind().timed
+
+
+class Shaped:
+    """A field of the shape that its factory is told."""
+
+    def __init__(self, dim=2):
+        self.event_shape = (dim,)
+
+    def energy(self, x):
+        return x.sum(1)
+
+
+def test_the_shape_that_a_spec_says_is_that_of_its_own_parameters():
+    of_shape = {"name": "shaped", "family": "energy-based", "summary": "a plane"}
+    of_shape |= {"factory": f"{__name__}:Shaped", "provides": {"energy"}}
+    spec = ModelSpec(**of_shape, event_shape=(2,))
+    assert build(spec).event_shape == (2,)
+    assert build(spec, dim=5).event_shape == (5,)
+    wrong = ModelSpec(**of_shape, event_shape=(3,))
+    with pytest.raises(ValueError, match="the spec says event_shape"):
+        build(wrong)
