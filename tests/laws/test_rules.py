@@ -12,7 +12,7 @@ from scoretk import grids
 from scoretk.core.noise import Noise
 from scoretk.fields.paths import EDM, VE, VP, Linear
 from scoretk.models.targets.mixture import gaussian
-from scoretk.ode.adaptive import largest_row_rms
+from scoretk.ode.adaptive import TORCHDIFFEQ, integrate, largest_row_rms
 from scoretk.ode.rowwise import PAIRS, integrate_rows
 from scoretk.ode.tableaus import GRID_RULES, Multistep, RungeKutta
 
@@ -550,3 +550,16 @@ def test_a_closing_step_that_is_not_finite_fails_its_row_alone():
     assert found.status.tolist() == [int(stk.Status.OK), int(stk.Status.NONFINITE)]
     grown = [math.e, -math.exp(1 - level)]
     np.testing.assert_allclose(found.final[:, 0], grown, rtol=1e-4)
+
+
+@pytest.mark.parametrize("method", TORCHDIFFEQ)
+@pytest.mark.parametrize("ends", [(0.1, 0.9), (0.9, 0.1)])
+def test_an_equation_in_time_is_solved_either_way(method, ends):
+    """`dx/dt = cos(3 t) x`, whose slope changes on the way."""
+    start, end = ends
+    x = torch.tensor([[0.7], [-2.0]], dtype=torch.float64)
+    found = integrate(
+        lambda x, t: math.cos(3 * t) * x, x, start, end, method=method, rtol=1e-8, atol=1e-8
+    )
+    closed = x * math.exp((math.sin(3 * end) - math.sin(3 * start)) / 3)
+    torch.testing.assert_close(found.x, closed, rtol=1e-5, atol=0)

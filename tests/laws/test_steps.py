@@ -987,7 +987,7 @@ def test_a_kernel_on_states_begins_in_them_and_nowhere_between(kernel, sites):
 
 @pytest.mark.parametrize(
     "solver",
-    [stk.HMC(0.8, leapfrogs=3), stk.ChEES(0.8, length=4.0), stk.AdjustedMCLMC(1.5, leapfrogs=3)],
+    [stk.HMC(0.8, leapfrogs=3), stk.ChEES(0.8, length=4.0), stk.AdjustedMCLMC(4.0, leapfrogs=4)],
     ids=repr,
 )
 def test_a_trajectory_to_where_there_is_no_number_diverges(solver):
