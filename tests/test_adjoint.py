@@ -238,6 +238,7 @@ def held(grad, **options):
     return sum(value.untyped_storage().nbytes() for value in kept.values())
 
 
+@pytest.mark.thorough
 def test_memory_does_not_grow_with_the_steps():
     coarse, fine = {"rtol": 1e-3, "atol": 1e-3}, {"rtol": 1e-9, "atol": 1e-9}
     assert held("adjoint", **fine) == held("adjoint", **coarse)

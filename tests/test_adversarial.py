@@ -67,6 +67,7 @@ def test_with_the_exact_log_ratio_the_latents_follow_the_data_exactly():
     torch.testing.assert_close(toy().critic.energy(toy().decode(z)), -log_ratio(MEAN + STD * z))
 
 
+@pytest.mark.thorough
 def test_chains_of_the_toy_decode_to_the_data():
     draws = stk.sample(
         toy(), stk.MALA(0.1), chains=4000, steps=150, keep="last", dtype=torch.float64
@@ -175,6 +176,7 @@ def test_training_refuses_an_unknown_divergence_and_another_models_weights():
         WGAN.build(shipped("digits-gan"))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", slow_but(GAMES, "digits-gan"))
 def test_the_built_models_keep_the_laws(name):
     field = models.build(getattr(specs, name.replace("-", "_")))

@@ -276,6 +276,7 @@ def test_a_sweep_of_one_step_without_measurement_is_langevin():
     assert rests[1] < rests[0] / 8
 
 
+@pytest.mark.thorough
 def test_draws_of_split_gibbs_have_that_law():
     rho = 0.4
     solver = SplitGibbs(rho, sweeps=24, steps=2, first=3.0, held=0.5, spread=0.8)

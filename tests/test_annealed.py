@@ -347,6 +347,7 @@ def test_steps_that_do_not_know_the_power_are_caught(monkeypatch):
         assert end_of(stk.VP(), power, weight) > 1.03
 
 
+@pytest.mark.thorough
 def test_a_run_of_a_power_has_its_width_and_one_of_few_steps_is_told():
     field = stk.tempered(diffused(stk.VP()), 2.0)
     levels = torch.logspace(0.5, -1, 12, dtype=torch.float64).tolist()

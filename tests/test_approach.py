@@ -374,6 +374,7 @@ def near(name):
     return fields[name]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["funnel", "schools"])
 def test_where_common_steps_arrive_warmup_is_theirs_alone(name):
     run = {"chains": 24, "steps": 5, "warmup": 30, "seed": 2}

@@ -341,6 +341,7 @@ def digits():
     return load_digits()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", slow_but(MODELS, "digits-fvsbn"))
 def test_shipped_models_obey_the_laws_and_claim_what_they_offer(name, shipped_models):
     field = shipped_models[name]
@@ -405,6 +406,7 @@ def test_real_likelihoods_beat_the_gaussian_with_the_datas_covariance(name, ship
     assert_less(found, gaussian - 0.3)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", slow_but(MODELS, "digits-made"))
 def test_samples_are_near_test_digits_of_all_classes_and_no_copies(name, shipped_models, digits):
     train, test = ((x > -1).float() if name in BINARY else x for x in (digits.train, digits.test))

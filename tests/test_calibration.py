@@ -59,6 +59,7 @@ def rejections(name, repeats, n, draws, prepare=lambda theta, x: (theta, x)):
     return sum(r.rejected for r in found)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", TESTS)
 @pytest.mark.parametrize(
     ("repeats", "n", "draws"), [(100, 40, 9), pytest.param(600, 150, 63, marks=pytest.mark.slow)]

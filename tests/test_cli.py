@@ -150,6 +150,7 @@ def test_names_that_are_many_are_not_all_listed(capsys):
     assert len(err) < 300
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("unbuffered", [{}, {"PYTHONUNBUFFERED": "1"}], ids=repr)
 def test_a_reader_that_leaves_is_no_error(unbuffered):
     """`scoretk list | head -1`."""
@@ -169,6 +170,7 @@ sys.exit(main(["list"]))
 """
 
 
+@pytest.mark.thorough
 def test_a_shell_is_told_how_a_line_goes_on(tmp_path):
     pytest.importorskip("argcomplete")
     for line, words in (

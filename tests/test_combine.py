@@ -466,6 +466,7 @@ def test_classifier_guidance_in_an_interval_and_conditions_of_the_field():
         within.score(x, 0.5, label=LABEL)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("method", ["right", "half the gradient", "wrong sign"])
 def test_draws_of_each_class_and_mutants(monkeypatch, method):
     """Chains of both classes in one run against each class's mean and mean square (limit for 1e-6)."""

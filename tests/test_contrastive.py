@@ -85,6 +85,7 @@ def test_learning_recovers_the_gaussian():
 
 
 class TestReplayBuffer:
+    @pytest.mark.thorough
     def test_lineages_end_by_refresh_only(self):
         """After 50 updates without refresh every one of 1000 lineages is alive; slots written in turn would lose most."""
         field = stk.Energy(lambda x: x.square().sum(1) / 2, (2,))

@@ -82,6 +82,7 @@ def test_every_model_meets_every_solver(demo, models):
         assert row.reason or row.evaluations > 0 or row.solver == "draw", row
 
 
+@pytest.mark.thorough
 def test_what_is_empty_is_empty_for_a_reason():
     empty = {
         (model, cell.solver): cell.reason

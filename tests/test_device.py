@@ -1236,6 +1236,7 @@ def test_every_warmup_without_float64(name, narrow):
         assert not {k: n for k, n in ledger.strays.items() if not k[1].startswith(HOSTS_OWN)}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("method", slow_but(METHODS, "adams_3", "dopri5", "dopri8"))
 def test_every_method_of_the_flow_without_float64(method, narrow):
     tolerances = {"rtol": 1e-2, "atol": 1e-2} if method in ADAPTIVE else {}
@@ -1308,6 +1309,7 @@ NARROW = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", slow_but(NARROW, "encode", "distribution", "smoothed", "moments"))
 def test_every_question_without_float64(name, narrow):
     near(narrow, NARROW[name], 1e-4)

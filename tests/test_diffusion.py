@@ -88,6 +88,7 @@ def classifier(digits):
 # networks
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("variant", slow_but(RECIPES, *RECIPES[1:4]), ids=lambda v: v.name)
 def test_an_untrained_network_has_the_density_of_the_gaussian_that_it_starts_from(variant):
     data = 0.6 * normal(4000, 3, seed=2) @ (torch.eye(3) + 0.5 * normal(3, 3, seed=1)) + 0.03
@@ -376,6 +377,7 @@ def test_the_shipped_ladders_are_as_near_and_as_wide_as_the_published_ones(digit
     torch.testing.assert_close(*untold)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", slow_but(MODELS, "digits-edm"))
 def test_samples_are_good(name, digits, classifier):
     own = {
@@ -389,6 +391,7 @@ def test_samples_are_good(name, digits, classifier):
     assert classifier.judge(torch.cat(x)).balance > 0.98
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", slow_but(MODELS, "digits-edm", "digits-v"))
 def test_held_out_digits_are_likelier_than_under_a_gaussian(name, digits):
     field, x = MODELS[name].build(), digits.test[:40]

@@ -702,6 +702,7 @@ def recipe(begins):
     return found
 
 
+@pytest.mark.thorough
 def test_the_page_s_first_script_and_dask(capsys):
     names = {}
     exec(compile(recipe("import torch"), "the page", "exec"), names)

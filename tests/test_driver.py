@@ -354,6 +354,7 @@ class TestDrawsFiles:
         assert json.loads(data.attrs["scoretk"])["seed"] == 0
 
 
+@pytest.mark.thorough
 def test_no_memory_grows_with_the_steps():
     """With moments, what is kept after 10 steps and after 1000 is the same."""
     few = stk.sample(gaussian(), stk.ULA(0.1), chains=4, steps=10, keep="moments")

@@ -69,6 +69,7 @@ def test_grids_without_a_path_do_not_ask_there_either(method):
     )
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("base", BASES)
 @pytest.mark.parametrize("method", slow_but(["dopri5", "rk4", "heun"], "dopri5", "heun"))
 def test_the_way_back_does_not_ask_there(method, base):

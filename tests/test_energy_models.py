@@ -191,6 +191,7 @@ def test_the_average_of_the_weights_can_be_chosen():
     assert not torch.equal(last, slow)
 
 
+@pytest.mark.thorough
 def test_normalised_fields_have_densities():
     known = gaussian(2, std=0.5)
     field = Normalised(

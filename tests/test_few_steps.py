@@ -100,6 +100,7 @@ def test_options_of_a_search_all_count():
         assert not torch.equal(times, grids.search(field, **usual | other)), other
 
 
+@pytest.mark.thorough
 def test_a_search_knows_conditions():
     """A velocity whose fast part comes early or late, as the condition says."""
     field = stk.Velocity(
@@ -189,6 +190,7 @@ def test_errors_are_those_of_the_exact_flow(monkeypatch):
         assert 0.02 * median < found[count].stderr < 0.3 * median
 
 
+@pytest.mark.thorough
 def test_a_law_is_told_from_another_and_not_from_itself(monkeypatch):
     small(monkeypatch)
     task = bench._ring()

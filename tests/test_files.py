@@ -124,6 +124,7 @@ def accepted(kind, path, content):
 
 
 class TestEveryByteCounts:
+    @pytest.mark.thorough
     def test_no_flipped_bit_is_accepted(self, written):
         kind, path, whole = written
         chance, found = random.Random(5), []
@@ -275,6 +276,7 @@ def forged(header):
 
 
 class TestHeadersMadeByHand:
+    @pytest.mark.thorough
     def test_none_is_accepted_and_nothing_leaks(self, tmp_path):
         path = tmp_path / "c"
         stopped_run(path)

@@ -336,6 +336,7 @@ class TestPlayers:
 
 
 class TestHealth:
+    @pytest.mark.thorough
     def test_contrastive_divergence_tells_gap_acceptance_age_and_failures(self):
         told = []
         contrastive(report=told.append)

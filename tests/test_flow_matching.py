@@ -146,6 +146,7 @@ def test_velocity_prediction_is_flow_matching_on_the_straight_path_and_least_at_
 # --- training, and what the fields offer -----------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("name", "shape"), in_turn(NEW, [(2,), (1, 2, 3)]))
 def test_a_short_training_round_trips_and_repeats(name, shape, tmp_path):
     variant = NEW[name]
@@ -305,6 +306,7 @@ def test_an_interpolant_serves_any_amount_of_noise(eta, digits):
     assert distance(x, digits.test) < 1.4 * FLOOR
 
 
+@pytest.mark.thorough
 def test_threes_become_eights_that_are_near_their_start(digits, classifier):
     field = CLASSES.build()
     threes = digits.train[digits.train_labels == 3]

@@ -114,6 +114,7 @@ def test_density_integrates_to_one(name):
     assert float(total) == pytest.approx(1, abs=2e-3)
 
 
+@pytest.mark.thorough
 @discrete
 def test_draws_follow_the_density(name):
     """With q the flow and g a Gaussian, E_q[g / q] = 1, and latents are normal; a wrong volume, or shifted draws, are seen."""
@@ -206,6 +207,7 @@ def test_it_keeps_the_laws(name):
     assert not failed, failed
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("shape", "name"),
     slow_rows_but(

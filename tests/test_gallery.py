@@ -29,6 +29,7 @@ def pictures(example):
     return found
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "example",
     [

@@ -112,6 +112,7 @@ class TestParts:
         with pytest.raises(stk.InvalidArgument, match="a part of the moments of halves"):
             stk.Draws.load(torn.save(tmp_path / "e.safetensors"))
 
+    @pytest.mark.thorough
     @pytest.mark.parametrize("steps", [48, 60, 30])
     def test_a_run_that_is_extended(self, steps, tmp_path):
         """To the bits of one that never stopped; to less than twice its length halves keep their cut."""

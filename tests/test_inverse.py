@@ -67,6 +67,7 @@ def test_exact_draws_have_spread_and_fit_one_and_others_have_not(problem):
     assert agreement(problem, y, x + 2 * problem.std, truth).fit > 1.5  # deaf to the measurement
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("problem", PROBLEMS, ids=lambda p: p.name)
 def test_the_linear_estimate_is_the_best_linear_one(problem):
     """Its error is orthogonal to every linear function of y, which no multiple of it has."""

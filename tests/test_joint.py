@@ -233,6 +233,7 @@ def geweke(model, field, solver, chains=FEWER):
     return float(z.abs().nan_to_num(math.inf).max() / z_limit(len(z))), start[0], end[0]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("model", "solver", "chains"), GEWEKE)
 def test_the_joint_law_is_kept_on_a_long_way(model, solver, chains):
     distance, *ends = geweke(model, posterior(model), solver, chains)

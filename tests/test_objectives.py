@@ -545,6 +545,7 @@ def test_reparametrised_draws_have_the_mean_and_covariance_asked_for(d):
         assert z_of(torch.cat([off, products], 1), torch.cat([0 * loc, expected.flatten()])) < LIMIT
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("exact_kl", [False, True])
 @pytest.mark.parametrize("d", DIMS)
 def test_the_elbo_falls_short_by_the_divergence_from_the_posterior(d, exact_kl):
@@ -569,6 +570,7 @@ def test_the_elbo_falls_short_by_the_divergence_from_the_posterior(d, exact_kl):
     assert z_of(error(lambda q: -td.kl_divergence(q, model.prior))) > 2 * LIMIT  # not at all
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("d", DIMS)
 def test_importance_weights_are_unbiased_in_value_and_gradient(d):
     """`E exp(IWAE) = p(x)` for any encoder, so its gradient is the likelihood's in the decoder and 0 in the encoder."""

@@ -38,6 +38,7 @@ def z_score(estimate, truth):
 
 
 # Each target by one method, and one by both.
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("name", "method"),
     slow_rows_but(

@@ -72,6 +72,7 @@ def named(draws):
     return {"mu[0]": draws["mu"][..., 0], "mu[1]": draws["mu"][..., 1], "tau": draws["tau"]}
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("by_matplotlib")
 def test_traces_are_the_draws(draws):
     check_traces(draws.plot(), draws, named(draws))
@@ -325,6 +326,7 @@ def test_a_field_in_time_shows_its_flow_or_one_time():
     )
 
 
+@pytest.mark.thorough
 def test_the_window_of_a_flow_is_that_of_its_data_where_the_noise_is_wide():
     """EDM's noise has std 80, these data 1; the noise of VP has 1 too, and all of a way is shown."""
     edm = stk.EDM(sigma_min=0.002, sigma_max=80.0)

@@ -483,6 +483,7 @@ def test_what_the_caller_gives_is_the_callers_fault(site, tmp_path):
     assert [id for id, (kind, *_) in answer["listed"].items() if kind == "Broken"] == []
 
 
+@pytest.mark.thorough
 def test_a_plugin_that_works_again_is_no_longer_listed_as_broken(site, tmp_path):
     answer = ask(
         site,

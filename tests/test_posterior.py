@@ -154,6 +154,7 @@ class TestLinearGaussian:
                 field.denoise(x[i : i + 1], t)[0], together[i], rtol=0, atol=1e-10
             )
 
+    @pytest.mark.thorough
     @pytest.mark.parametrize("method", EXACT, ids=lambda m: type(m).__name__)
     def test_isotropic_gaussians_are_exact_for_three_methods(self, path, method):
         prior = 0.49 * torch.eye(2, dtype=torch.float64)
@@ -249,6 +250,7 @@ def test_likelihoods_of_three_kinds_agree():
     )
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "solver", [stk.MALA(0.2), stk.HMC(0.3, 5, metric="none")], ids=lambda s: type(s).__name__
 )
@@ -932,6 +934,7 @@ def fourier_adjoint(w, sign=1):
 COMPLEX_Y = torch.tensor([1 + 2j, -0.5j, 0.3 + 0.1j], dtype=torch.complex128)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("operator", ["autograd", "adjoint", "matrix"])
 def test_complex_measurements_are_pairs_of_real_ones(operator):
     """The posterior of a Gaussian prior from Fourier coefficients, by MMPS and statically, is that of the real 6 x 5 problem."""
@@ -1009,6 +1012,7 @@ def residual_of(case, method, **options):
     return draws, RESIDUAL.get(case, lambda x: x[:, 0] - 2)(draws.final).abs()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("case", slow_but(SOLVABLE, "squares", "Laplace", "wall"))
 def test_a_callable_likelihood_of_a_solvable_problem_is_met(case):
     """Whatever its scale: the step is that of its own curvature. The mutant, `V g` as it is, leaves every scale."""

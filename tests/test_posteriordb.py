@@ -859,6 +859,7 @@ def test_what_a_reader_is_told(found, cause, monkeypatch, checkout):
     assert row["verdict"] == ("not to be trusted" if found.problems else "clean")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("shift", "right"), [(0.0, True), (0.035, False)])
 def test_draws_are_held_to_the_reference(shift, right, checkout, monkeypatch):
     """Those of a short run; reference draws a quarter of a standard deviation off are seen."""

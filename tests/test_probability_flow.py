@@ -24,6 +24,7 @@ ENDS = torch.tensor([[80.0, 0.0], [-5.0, 7.0]], dtype=torch.float64)
 MAPPED = torch.tensor([[1.97292973, 0.0], [-0.92075927, 1.05419250]], dtype=torch.float64)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("path", [stk.VE(0.002, 80.0), stk.EDM()], ids=repr)
 def test_known_values_on_the_ring(path):
     solver = stk.ProbabilityFlow("dopri5", rtol=1e-9, atol=1e-9)
@@ -208,6 +209,7 @@ OF_EACH_KIND = ("heun", "rk4", "dpmpp_2m", "noise_multistep_2", "adams_pc_3")
 
 
 # Each rule's own conditions of order, and steps, are in `tests/laws/test_rules.py`.
+@pytest.mark.thorough
 @pytest.mark.parametrize("method", slow_but(FIXED, *OF_EACH_KIND, *WITH_MUTANTS))
 def test_order_of_convergence(method, flow_of_the_ring):
     """Slope of log error against log step count on the ring, between sigma/alpha 50 and .05."""

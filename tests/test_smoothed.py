@@ -338,6 +338,7 @@ class TestVelocityOnly:
         assert abs(float(gain.mean())) < second_order + z_limit() * float(gain.std()) / math.sqrt(n)
         assert mean_z((at.score(x) * x).sum(1) / 2, -2.0).abs() > z_limit()
 
+    @pytest.mark.thorough
     def test_annealed_langevin_gives_the_ring(self):
         levels = torch.logspace(1.3, -2, 24, dtype=torch.float64).tolist()
         draws = stk.sample(

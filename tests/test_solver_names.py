@@ -212,6 +212,7 @@ def test_solvers_of_other_packages_go_by_name(site):
     assert [e.id for e in verify_solvers() if isinstance(e, stk.Broken)] == ["lab-two/half"]
 
 
+@pytest.mark.thorough
 def test_the_command_line_shows_solvers(site, capsys):
     def run(*arguments):
         code = main(arguments)
@@ -235,6 +236,7 @@ def test_the_command_line_shows_solvers(site, capsys):
     assert code == 0, told.err
 
 
+@pytest.mark.thorough
 def test_listing_needs_no_torch():
     code = "import sys; from scoretk.cli import main; main(['list']); print('torch' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -330,6 +330,7 @@ class TestReading:
         with pytest.raises(StoreError, match="has lost draws"):
             drawn(tmp_path / "d", PLAIN, **run | {"steps": 101})
 
+    @pytest.mark.thorough
     @pytest.mark.parametrize(
         "where", ["posterior/chain", "sample_stats/status", "sample_stats/failed_at"]
     )
@@ -339,6 +340,7 @@ class TestReading:
         with pytest.raises(StoreError, match="has lost draws"):
             stk.Draws.load(tmp_path / "d.zarr")
 
+    @pytest.mark.thorough
     @pytest.mark.parametrize("checked", [True, False], ids=["", "mutant"])
     def test_a_bit_that_a_disk_has_changed_is_an_error(self, checked, tmp_path, monkeypatch):
         if not checked:
@@ -445,6 +447,7 @@ class TestTakingUp:
         assert torch.equal(here.x, there.x)
         assert [p.name for p in sorted(tmp_path.iterdir())] == ["c", "d"]
 
+    @pytest.mark.thorough
     def test_what_a_kill_left_half_written_is_cleared(self, tmp_path):
         """zarr writes beside a file's place, and warns of what it finds there."""
         run = {"checkpoint": tmp_path / "c", **SHORT}
@@ -541,6 +544,7 @@ class TestTakingUp:
         with pytest.raises(StoreError, match="field and solver are made of"):
             drawn(tmp_path / "b", moved, checkpoint=tmp_path / "mistyped", **SHORT)
 
+    @pytest.mark.thorough
     def test_a_store_older_than_its_checkpoint_is_refused(self, tmp_path):
         run = {"checkpoint": tmp_path / "c", **SHORT, "draws": 1000}
         drawn(tmp_path / "d", PLAIN, **run | {"steps": 40})

@@ -57,6 +57,7 @@ def test_independent_draws_have_no_problem_and_the_numbers_of_arviz():
     assert row["mcse_mean"] == pytest.approx(float(az.mcse(values)))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("chains", "steps"), [(4, 1000), (64, 60), (512, 20)])
 def test_a_healthy_run_is_called_healthy_however_its_draws_are_divided(chains, steps):
     alarms = [not made(independent(chains, steps, 2, seed)).summary().ok for seed in range(20)]

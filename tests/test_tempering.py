@@ -232,6 +232,7 @@ class Fresh:
         }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("k", slow_but([2, 3, 6], 2, 3))
 def test_swaps_and_round_trips_are_as_often_as_theory_says(k):
     """In the plane E / T is exponential: neighbours with temperatures of ratio R swap with probability 2 / (1 + R)."""

@@ -155,6 +155,7 @@ def test_what_does_not_fit_is_refused():
         stk.sample(FIELD, stk.HMC(metric="dense").tuned_by(first), chains=2, steps=2)
 
 
+@pytest.mark.thorough
 def test_it_goes_on_from_a_checkpoint_and_no_other_scales_take_it_up(tmp_path):
     first, other = warmed(stk.HMC(leapfrogs=4)), warmed(stk.HMC(leapfrogs=4), seed=5)
     run = {"init": first.final, "seed": 2, "checkpoint": tmp_path / "c"}

@@ -311,6 +311,7 @@ def test_a_chain_that_stays_by_chance_is_not_stuck():
 # ---- mutants ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_a_summary_without_drift_misses_a_trend(monkeypatch):
     trend = Run(
         "trend",
@@ -328,6 +329,7 @@ def test_a_summary_without_folding_misses_what_is_in_the_spread(monkeypatch):
     assert not kinds(BY_NAME[DIFFERS])
 
 
+@pytest.mark.thorough
 def test_a_summary_of_a_hundred_coordinates_misses_the_one(monkeypatch):
     run = Run("one of 300", lambda seed: autoregressive(seed, 32, 100, 300, 0.3) + drifting_at(218))
     assert "drift" in kinds(run)

@@ -19,6 +19,7 @@ KINDS = [
 ]
 
 
+@pytest.mark.thorough
 def test_a_number_is_a_warmup_of_so_many_steps():
     one, other = (stk.sample(FIELD, stk.HMC(), warmup=w, **RUN) for w in (25, stk.Warmup(25)))
     assert torch.equal(one.x, other.x)
@@ -108,6 +109,7 @@ BAND, FAR_OFF = 0.05, 3.3
 """How far from its target an acceptance may be; the standard errors that one of a thousand variances is beyond."""
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("kernel", "scale"), KERNELS)
 def test_a_step_size_is_found_at_every_scale_and_the_law_is_there_right_after(kernel, scale):
     draws = stk.sample(

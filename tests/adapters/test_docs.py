@@ -32,6 +32,7 @@ def test_the_table_is_what_the_tests_declare():
     assert found == [table.table()], "python -m tests.adapters.table writes it"
 
 
+@pytest.mark.thorough
 def test_every_test_that_is_declared_is_there():
     for row in table.brought():
         assert row.tests, row
