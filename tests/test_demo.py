@@ -131,6 +131,7 @@ def test_failed_chains_are_in_the_table(demo):
     assert next(r for r in rows if (r.model, r.solver) == ("semicircle", "mala")).failed == 0
 
 
+@pytest.mark.thorough
 def test_files(demo, models):
     folder, found = demo
     table = json.loads((folder / "table.json").read_text())
@@ -188,6 +189,7 @@ def test_a_method_that_another_contradicts_is_marked():
     )
 
 
+@pytest.mark.thorough
 def test_the_map_has_a_cell_for_every_model_and_solver(demo, models):
     page = (demo[0] / "index.html").read_text()
     body = page[page.index('class="map"') : page.index("</table>")]
@@ -199,6 +201,7 @@ def test_the_map_has_a_cell_for_every_model_and_solver(demo, models):
     assert f"{row.quality.distance:.1f}!</td>" in body  # chains failed there
 
 
+@pytest.mark.thorough
 def test_one_line_a_model(demo):
     rows = [r for r in demo[1].rows if r.model == "semicircle"]
     done = Done.of(rows)

