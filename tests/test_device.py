@@ -396,7 +396,13 @@ def case_of(name):
     return Case(well, replace(solver, **fewer.get(name, {})))
 
 
-@pytest.mark.parametrize("name", SOLVERS)
+LONG = ("split-gibbs", "daps")
+"""Solvers that solve a linear system at each turn: thousands of operations of this device."""
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.thorough) if n in LONG else n for n in SOLVERS]
+)
 def test_every_solver(name, device):
     same_on(device, case_of(name))
 
