@@ -105,7 +105,7 @@ def test_both_moons_are_drawn_and_only_within_the_square():
     assert len(corner) == 500
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_a_classifier_tells_laws_apart_and_not_one_from_itself():
     x, y = (torch.randn(1500, 2, **DOUBLE, generator=generator(s)) for s in (0, 1))
     assert abs(c2st(x, y) - 0.5) < 5 / math.sqrt(3000)
@@ -114,7 +114,7 @@ def test_a_classifier_tells_laws_apart_and_not_one_from_itself():
     assert c2st(x, y) == c2st(x, y)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_a_learned_posterior_moves_with_its_measurement():
     """The linear task's mean is x / 2; of a network trained for seconds."""
     theta, x = TASKS["gaussian-linear"].simulated(2000, generator())

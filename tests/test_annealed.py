@@ -253,7 +253,7 @@ def test_ncsnv2_gives_gaussian_data_their_moments():
             assert_second_moment(draws.final, 0.0, [wrong] * dim)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_ncsnv2_gives_the_ring_its_modes():
     """Eight modes of std 1/4 at radius 2: equal shares, mean 0, and the mean square radius, up to what discrete steps add."""
     ring = ring_mixture()

@@ -287,7 +287,7 @@ def test_a_short_training_on_any_event_shape_round_trips(name, shape, tmp_path):
     assert command.startswith(f"scoretk fit {name} --data FILE --seed 0 --set steps=3")
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_training_raises_the_likelihood():
     for name in MODELS:
         reports = []
@@ -406,7 +406,7 @@ def test_real_likelihoods_beat_the_gaussian_with_the_datas_covariance(name, ship
     assert_less(found, gaussian - 0.3)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize("name", slow_but(MODELS, "digits-made"))
 def test_samples_are_near_test_digits_of_all_classes_and_no_copies(name, shipped_models, digits):
     train, test = ((x > -1).float() if name in BINARY else x for x in (digits.train, digits.test))

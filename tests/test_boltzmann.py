@@ -98,7 +98,7 @@ def test_log_z_is_right_for_discrete_states(name):
     assert estimate.stderr < 0.15
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_the_standard_error_of_sweeps_is_calibrated():
     target, units = machine((1, 3, 4), 5), IndependentUnits(torch.zeros(1, 3, 4))
     run = {"base": units, "kernel": stk.BlockGibbs(), "chains": 256, "pilot": 32, "levels": 12}
@@ -206,7 +206,7 @@ def test_tempered_chains_go_on_from_their_state_and_parts_have_noise_of_their_ow
             assert torch.equal(negatives(divergence), negatives(late))
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize("method", slow_but(NEGATIVES, "persistent"))
 def test_training_learns_the_law_of_tiny_data_and_round_trips(method, tmp_path):
     states = torch.tensor([[1.0, 1, 0, 0], [0, 0, 1, 1], [1, 1, 1, 1], [0, 0, 0, 0]]).reshape(

@@ -216,7 +216,7 @@ def test_one_line_a_model(demo):
     assert Done.of([r for r in rows if r.reason]).nearest is None
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [

@@ -893,7 +893,7 @@ def first_waits(device, monkeypatch, scale):
     return found[1 : approach_steps(40) - 1]
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize(("scale", "most"), [(1.0, 1), (1e-4, 0)], ids=["near", "far"])
 def test_the_first_steps_of_a_warmup_wait_once(scale, most, device, monkeypatch):
     """Whether the chains begin far off is asked in the first; those that do wait for nothing."""
@@ -927,7 +927,7 @@ def test_parts_that_are_read_one_by_one_are_seen(device, monkeypatch):
 TEMPERED = stk.ParallelTempering(stk.MALA(0.1), temperatures=(1.0, 2.0, 4.0))
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_a_ladder_of_temperatures_hardly_waits(device):
     """Neither for the ladder, nor to compare what the fields made at each step were given."""
     assert counted(device, TEMPERED, partial(gaussian, 5), lengths=(40, 48))[1] <= 0.1
@@ -940,7 +940,7 @@ def test_views_that_are_looked_at_anew_are_seen(device, monkeypatch):
     assert counted(device, TEMPERED, partial(gaussian, 5), lengths=(40, 48))[1] > 1
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_a_doubling_waits_once(device):
     """And not each of the leapfrog steps, fifteen in trajectories of four doublings."""
     solver = stk.NUTS(0.1, metric="none", max_depth=4)

@@ -377,7 +377,7 @@ def test_the_shipped_ladders_are_as_near_and_as_wide_as_the_published_ones(digit
     torch.testing.assert_close(*untold)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize("name", slow_but(MODELS, "digits-edm"))
 def test_samples_are_good(name, digits, classifier):
     own = {
@@ -391,7 +391,7 @@ def test_samples_are_good(name, digits, classifier):
     assert classifier.judge(torch.cat(x)).balance > 0.98
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize("name", slow_but(MODELS, "digits-edm", "digits-v"))
 def test_held_out_digits_are_likelier_than_under_a_gaussian(name, digits):
     field, x = MODELS[name].build(), digits.test[:40]

@@ -33,7 +33,7 @@ def distance(draws, digits):
     return sum(sliced_wasserstein(x, digits.test, seed=i) for i, x in enumerate(draws)) / len(draws)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize("name", slow_but(["digits-flow", "digits-diffusion"], "digits-flow"))
 def test_samples_are_as_near_to_test_digits_as_the_promise(name, digits):
     solver = stk.ProbabilityFlow("heun", steps=12)

@@ -196,7 +196,7 @@ def test_statistics_are_the_distances_of_the_package() -> None:
     )
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_the_threshold_is_the_quantile_over_all_relabellings() -> None:
     x, y = normal(4, 1, 4), normal(4, 1, 5) + 1
     pooled, halves = (

@@ -287,7 +287,7 @@ def test_the_bias_of_unadjusted_langevin_is_there_and_vanishes():
     assert distance(unadjusted, target, exact) > 2
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kernel",
     slow_but([GibbsWithGradients(), DiscreteLangevin(1.0), BlockGibbs()], BlockGibbs()),

@@ -173,7 +173,7 @@ def test_such_tables_are_right_for_data_and_v(predicts, solver, near):
     torch.testing.assert_close(draws.final, MEAN + STD * ends, rtol=0, atol=near)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize("predicts", slow_but(["data", "v"], "v"))
 def test_reverse_sdes_and_densities_from_such_tables(predicts):
     field = model(predicts, rescaled(CUMPROD))

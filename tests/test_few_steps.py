@@ -60,7 +60,7 @@ def ends_apart(grid, method, steps, x, exact, denoise=True):
     return float((stk.sample(RING, solver, init=x).final - exact).norm(dim=1).median())
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "steps", "part"), [("adams_pc_2", 5, 0.2), ("dpmpp_2m", 8, 0.15), ("heun", 5, 0.6)]
 )

@@ -257,7 +257,7 @@ def test_shipped_weights_are_small_and_made_by_their_default_command():
         assert made["seed"] == 0
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", slow_but(["digits-flow-ot", "digits-interpolant"], "digits-interpolant")
 )
@@ -284,7 +284,7 @@ def bend(field):
     return float((50 * way.diff(dim=1).square().sum((1, 2)) / length).mean()) - 1
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_optimal_transport_makes_paths_straighter_so_that_few_steps_do(digits):
     straight, plain = OPTIMAL.build(), FLOW.build()
     assert 0 < bend(straight) < 0.8 * bend(plain)
@@ -295,7 +295,7 @@ def test_optimal_transport_makes_paths_straighter_so_that_few_steps_do(digits):
         assert ours < 0.9 * theirs, (steps, ours, theirs)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize("eta", slow_but([0.0, 0.5, 1.0, 1.4], 0.5))
 def test_an_interpolant_serves_any_amount_of_noise(eta, digits):
     field = INTERPOLANT.build()
@@ -306,7 +306,7 @@ def test_an_interpolant_serves_any_amount_of_noise(eta, digits):
     assert distance(x, digits.test) < 1.4 * FLOOR
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_threes_become_eights_that_are_near_their_start(digits, classifier):
     field = CLASSES.build()
     threes = digits.train[digits.train_labels == 3]

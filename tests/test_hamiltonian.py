@@ -659,7 +659,7 @@ def test_compiled_calls_start_at_multiples_of_their_length_whatever_the_blocks(m
     assert all(step % 4 == 0 for step in starts)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("shape", "metric"),
     slow_rows_but(
@@ -680,7 +680,7 @@ def test_any_event_shape_with_any_metric(metric, shape):
         assert 0.7 < float(draws.x.std()) < 1.3
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_no_unit_is_preferred():
     """Scales far below and above 1 are found as well as 1 is."""
     sd = torch.tensor([1e-4, 1.0, 1e4], dtype=torch.float64)

@@ -314,7 +314,7 @@ def test_calibration_catches_a_wrong_energy(name, wrong):
     assert max(calibration(MODELS[name], wrong(MODELS[name]), BOUNDED)) > 1.5
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize("name", slow_but(MODELS, "mixture"))
 def test_only_the_likelihoods_rank_shows_that_data_are_ignored(name):
     *parameters, likelihood = calibration(MODELS[name], without_data(MODELS[name]), BY_DEFAULT)

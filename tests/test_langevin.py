@@ -162,7 +162,7 @@ def test_cached_energy_and_gradient_are_those_of_the_position(kernel, consistent
     assert torch.equal(state.grad, grad) is consistent
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_mala_at_temperature_samples_the_tempered_target():
     draws = stk.sample(
         gaussian(dim=1),

@@ -258,7 +258,7 @@ def second_moments(eps, chains=5000, dim=4, steps=60, **options):
     return float(of_chains.mean()), float(of_chains.std()) / math.sqrt(chains)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_the_unadjusted_bias_is_of_second_order(monkeypatch):
     """Halving a step of the leapfrog takes three quarters of its bias; a turn for another dimension keeps its own."""
     (coarse, error), (fine, _) = (second_moments(eps, integrator="leapfrog") for eps in (1.6, 0.8))
@@ -592,7 +592,7 @@ def test_warmup_arrives_from_afar(solver, mean, std, dim):
     assert ((squares.mean(0) - 1).abs() < bias + limit * squares.std(0) / 8).all()
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("dim", "constant"), slow_rows_but([(20, 1e6), (20, 8e6), (2, 4e6), (2, 8e6)], (20, 8e6))
 )

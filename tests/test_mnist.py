@@ -254,7 +254,7 @@ def of_law(curve):
     return [(point.step, point.nats) for point in curve]
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_training_is_that_of_the_seed_and_learns(name, data):
     family, steps = FAMILIES[name].quick, 40 if name == "rbm" else 6  # chains begin far from it

@@ -529,7 +529,7 @@ def test_solvers_serve_it_and_measurements_split_with_the_batch():
         stk.sample(field, solver, chains=7)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_inpainting_digits():
     """The lower halves of 100 held-out digits from the upper: the mean of 4 draws is nearer than the mean of the training images
     by more than the false-alarm rate allows over the images, and the measured half is met to about the noise."""

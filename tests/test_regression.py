@@ -211,7 +211,7 @@ def laplace(target):
     return mode[0], cov
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_logistic_posterior_agrees_with_importance_sampling():
     target = logistic_regression()
     draws = stk.sample(target, chains=128, steps=40, warmup=120, seed=1)
@@ -230,7 +230,7 @@ def test_logistic_posterior_agrees_with_importance_sampling():
 # ------------------------------------------------------------------------------------------------------------ the examples
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize("name", slow_but(["ar5", "garch", "gaussian_process", "mixture"], "ar5"))
 def test_examples_recover_the_truth(name, capsys):
     example(name).main(steps=60, warmup=120)

@@ -154,7 +154,7 @@ def test_linear_flows_in_either_direction(method, start, end):
     assert found.t.tolist() == [end] * 6
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["dopri5", pytest.param("tsit5", marks=pytest.mark.slow)])
 def test_the_probability_flow_of_the_ring_against_dop853(method):
     field = resolve(ring_mixture().noised(stk.EDM()), {"velocity"}, timed=True)
@@ -385,7 +385,7 @@ def check_accuracy(module):
     check_cost(module)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_cost_at_equal_error_is_below_that_of_shared_steps():
     check_accuracy(rowwise)
 

@@ -95,7 +95,7 @@ def test_wrong_weights_and_wrong_likelihoods_are_caught(mutant, kind):
     assert worst_z(_with(right, mutant), GAUSSIAN) > 7
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_reported_error_is_that_of_many_seeds(kind):
     """Mean over seeds of squared error less its report: none. A report of half the error is caught."""
@@ -113,7 +113,7 @@ def test_the_reported_error_is_that_of_many_seeds(kind):
     assert mean_z(off - reported / 4, 0.0).abs() > z_limit()
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_the_bias_falls_as_the_samples_grow():
     """Self-normalisation biases by O(1/K): with 16 times the samples well under a quarter of it is left."""
     target = gaussian(dim=1, mean=1.2, std=0.4)

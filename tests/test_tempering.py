@@ -294,7 +294,7 @@ def test_far_modes_get_their_weights_and_the_kernel_alone_stays():
     assert float(draws.stats["round_trips"].mean()) > 0.1
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_eight_narrow_modes_from_one():
     """Barriers of more than a hundred: a hotter end than the usual one."""
     start = torch.tensor([[2.0, 0.0]], dtype=torch.float64).expand(160, 2)

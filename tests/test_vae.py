@@ -138,7 +138,7 @@ def test_estimates_of_a_row_do_not_depend_on_its_batch():
     assert empty.value.shape == empty.stderr.shape == (0,)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_bits_per_dim_of_the_marginal():
     model = linear()
     cells = ((data(40).clamp(-3.9, 3.9) + 4) * 2).floor()  # 16 levels of [-4, 4]
@@ -394,7 +394,7 @@ def test_the_learned_prior_has_one_partition_function_by_two_ways(models):
     assert float(model.log_z.stderr) < 0.1
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "most"),
     slow_rows_but([("digits-vae", 2.5), ("digits-latent-energy", 2.55)], ("digits-vae", 2.5)),

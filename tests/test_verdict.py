@@ -46,7 +46,7 @@ def test_nothing_is_found_in_a_well_mixed_run(run):
     assert summary.ok, summary.verdict
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_nothing_is_found_in_a_thousand_coordinates():
     assert drawn(independent(3, 64, 60, 1000)).summary(most=1).ok
 
