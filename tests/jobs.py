@@ -397,10 +397,25 @@ def counted():
     return [digest(draws) for draws in runs]
 
 
+def first_of(n):
+    """Keeps the other ranks until rank n has had the time to claim a batch, at their first evaluation alone."""
+    waited = []
+
+    def wait():
+        if rank() != n and not waited:
+            waited.append(True)
+            time.sleep(3.0)
+
+    return wait
+
+
 def hangs():
     """One rank hangs in the field."""
 
+    wait = first_of(1)
+
     def energy(x):
+        wait()
         if rank() == 1:
             time.sleep(60)
         return bumpy(x)
@@ -415,7 +430,10 @@ def hangs():
 def stops():
     """The rank that keeps the store is stopped, as a machine that freezes: its connections stay open."""
 
+    wait = first_of(0)
+
     def energy(x):
+        wait()
         if rank() == 0:
             os.kill(os.getpid(), signal.SIGSTOP)
         return bumpy(x)
@@ -430,7 +448,10 @@ def stops():
 def is_killed():
     """One rank is killed in the field, where nothing else ends the others."""
 
+    wait = first_of(1)
+
     def energy(x):
+        wait()
         if rank() == 1:
             os.kill(os.getpid(), signal.SIGKILL)
         return bumpy(x)
