@@ -764,11 +764,13 @@ def killed_at(folder, place):
     """Whether one of two ranks was killed at a place, what three had that went on, and the names left in the folder."""
     folder.mkdir()
     first = Job(2, tuned_in_a_store, folder, place)
-    running, died = list(first.processes), False
-    while running and not died:
+    running = list(first.processes)
+    while len(running) == len(first.processes):
         wait([process.sentinel for process in running], timeout=60)
-        died = any(process.exitcode == -signal.SIGKILL for process in running)
         running = [process for process in running if process.is_alive()]
+    for process in running:  # the other one hears of it, which may be before the killed one is gone
+        process.join(60)
+    died = any(process.exitcode == -signal.SIGKILL for process in first.processes)
     first.kill()
     again = Job(3, tuned_in_a_store, folder).wait(120)
     return died, again, sorted(path.name for path in folder.iterdir())
