@@ -262,9 +262,7 @@ class _InFolder:
 
     def _write(self, i: int, said: dict[str, Tensor]) -> None:
         moment = self.moments[i]
-        self._saved[i] = (
-            moment.step
-        )  # on each rank of a team: it decides who asks the field, in `over`
+        self._saved[i] = moment.step  # on each rank of a team: `over` asks the field by it
         if not self.share.leads:
             return
         parts = contents({i: moment}, self.batches, self.saving, self.changed, said)

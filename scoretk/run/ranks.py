@@ -352,10 +352,8 @@ def _met(device: torch.device, turn: str, timeout: float) -> tuple[Any, int, int
     Raises:
         RankFailure: Others have not come.
     """
-    patience, names = (
-        timedelta(seconds=timeout),
-        ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE"),
-    )
+    patience = timedelta(seconds=timeout)
+    names = ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE")
     place = os.getpid(), *(os.environ[name] for name in names)
     try:
         if place not in _STORES:

@@ -42,7 +42,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -69,7 +69,7 @@ from scoretk.fields.protocols import NoiseSource
 from scoretk.fields.resolve import TimedField
 from scoretk.fields.wrappers import Diffusion
 from scoretk.ode.grids import LARGEST_LEVEL, SMALLEST_LEVEL, levels
-from scoretk.solvers.base import Info, read_row
+from scoretk.solvers.base import Info, TableState, read_row
 
 __all__ = [
     "AnnealedLangevin",
@@ -267,26 +267,6 @@ def ncsnv2_step_size(sigmas: Sequence[float] | Tensor, steps_per_level: int) -> 
     return float(q[int(off(q).argmin())]) * last**2
 
 
-SHARED = frozenset({"table", "step"})
-
-
-class AnnealedState(NamedTuple):
-    """The state of `AnnealedLangevin`.
-
-    Position in the coordinates x/alpha, `(chains, *event_shape)`; the table of the steps; the index
-    of its next row.
-    """
-
-    x: Tensor
-    table: Tensor
-    step: Tensor
-
-    @property
-    def shared(self) -> frozenset[str]:
-        """Leaves that are not the chains' own."""
-        return SHARED
-
-
 @dataclass(frozen=True)
 class AnnealedLangevin:
     """Annealed Langevin over noise levels (timed fields) or temperatures (static fields).
@@ -371,16 +351,14 @@ class AnnealedLangevin:
         extra = 1 if self.denoise and isinstance(field, TimedField) else 0
         return (True,) * (len(self.ladder(field)) * self._steps(field, self.ladder(field)) + extra)
 
-    def init(self, field: Any, x: Tensor, noise: NoiseSource) -> AnnealedState:
+    def init(self, field: Any, x: Tensor, noise: NoiseSource) -> TableState:
         self._warn_of_excess(field)
         if isinstance(field, TimedField):
             path = _path(field.path)
             x = x / float(path.alpha(self._first(field, path)))
-        return AnnealedState(x, self._table(field), torch.zeros((), dtype=torch.int64))
+        return TableState(x, self._table(field), torch.zeros((), dtype=torch.int64))
 
-    def step(
-        self, field: Any, state: AnnealedState, noise: NoiseSource
-    ) -> tuple[AnnealedState, Info]:
+    def step(self, field: Any, state: TableState, noise: NoiseSource) -> tuple[TableState, Info]:
         """One step, by the next row of the table: t, alpha, the weight of the score, the noise."""
         t, alpha, drift, spread = read_row(state.table, state.step)
         z = noise.normal(state.step, Stream.PROPOSAL, tuple(state.x.shape[1:]), state.x.dtype)

@@ -22,7 +22,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -36,6 +36,7 @@ __all__ = [
     "Solver",
     "State",
     "Steps",
+    "TableState",
     "Traits",
     "TunedSolver",
     "adapts",
@@ -265,6 +266,23 @@ def check_settled(name: str, solver: Any) -> None:
 def is_tuned(solver: Any) -> bool:
     """Whether what the chains share is tuned, by this run's warmup or by another's given back."""
     return adapts(solver) or traits(solver).given_back
+
+
+class TableState(NamedTuple):
+    """The state of solvers that keep nothing but where chains are, in steps set by a constant table.
+
+    Position x, `(chains, *event_shape)`, in the solver's own coordinates; the table of the steps; the
+    index of its next row.
+    """
+
+    x: Tensor
+    table: Tensor
+    step: Tensor
+
+    @property
+    def shared(self) -> frozenset[str]:
+        """Leaves that are not the chains' own."""
+        return frozenset({"table", "step"})
 
 
 def read_row(table: Tensor, index: Tensor) -> Any:

@@ -28,7 +28,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -39,32 +39,15 @@ from scoretk.core.streams import Stream
 from scoretk.fields.protocols import NoiseSource
 from scoretk.fields.resolve import TimedField, gaussian_path
 from scoretk.ode.grids import grid
-from scoretk.solvers.base import Info, read_row
+from scoretk.solvers.base import Info, TableState, read_row
 from scoretk.solvers.parts.alternation import alternation, descent
 
 __all__ = ["DAPS"]
 
-SHARED = frozenset({"table", "step"})
 EXPONENT = 2.0
 """Levels of the flow's steps fall as this power of what is left of them: of 1, 2, 3 and 7 the one with which five
 steps followed the flow of N(0, 1) best between levels of 1 and 10.
 """
-
-
-class DAPSState(NamedTuple):
-    """The state of `DAPS`.
-
-    Position x, `(chains, *event_shape)`; the table of the steps; the index of the next.
-    """
-
-    x: Tensor
-    table: Tensor
-    step: Tensor
-
-    @property
-    def shared(self) -> frozenset[str]:
-        """Leaves that are not the chains' own."""
-        return SHARED
 
 
 @dataclass(frozen=True)
@@ -80,6 +63,9 @@ class DAPS:
             stands for that.
         spread: The standard deviation of the data, for how far they may be from where the flow
             leads; infinite for r = s.
+
+    Raises:
+        InvalidArgument: A setting does not fit; at the start of a run, the measurement is not linear.
     """
 
     levels: int = 40
@@ -117,14 +103,14 @@ class DAPS:
         path = gaussian_path(field.native, "denoise")
         return x * float(path.sigma(self.times(field)[0]) / path.sigma(0.0))
 
-    def init(self, field: TimedField, x: Tensor, noise: NoiseSource) -> DAPSState:
+    def init(self, field: TimedField, x: Tensor, noise: NoiseSource) -> TableState:
         alternation(field)
         rows = torch.tensor(self._rows(field), dtype=torch.float64)
-        return DAPSState(x, rows, torch.zeros((), dtype=torch.int64))
+        return TableState(x, rows, torch.zeros((), dtype=torch.int64))
 
     def step(
-        self, field: TimedField, state: DAPSState, noise: NoiseSource
-    ) -> tuple[DAPSState, Info]:
+        self, field: TimedField, state: TableState, noise: NoiseSource
+    ) -> tuple[TableState, Info]:
         """One step of the flow; the last of an interval also draws, and leads to the next level.
 
         A row holds t, the weights of x and D, the width of the draw (0: none), and alpha and sigma of

@@ -42,7 +42,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -55,31 +55,13 @@ from scoretk.fields.paths import GaussianPath
 from scoretk.fields.protocols import NoiseSource
 from scoretk.fields.resolve import TimedField, gaussian_path
 from scoretk.ode.tableaus import Knot
-from scoretk.solvers.base import Info, read_row
+from scoretk.solvers.base import Info, TableState, read_row
 from scoretk.solvers.parts.alternation import alternation, descent
 
 __all__ = ["SplitGibbs"]
 
-SHARED = frozenset({"table", "step"})
 UNMEASURED = 0.1
 """The last coupling where nothing was measured."""
-
-
-class SplitState(NamedTuple):
-    """The state of `SplitGibbs`.
-
-    Position x, `(chains, *event_shape)`, data at the end of each sweep; the table of the steps; the
-    index of the next.
-    """
-
-    x: Tensor
-    table: Tensor
-    step: Tensor
-
-    @property
-    def shared(self) -> frozenset[str]:
-        """Leaves that are not the chains' own."""
-        return SHARED
 
 
 @dataclass(frozen=True)
@@ -101,6 +83,10 @@ class SplitGibbs:
             Markov chain of one coupling.
         spread: The standard deviation of the data, for the noise of the reverse diffusion; infinite
             for data of any spread.
+
+    Raises:
+        InvalidArgument: A setting does not fit; at the start of a run, the measurement is not linear,
+            or a coupling is no level of the path.
     """
 
     coupling: float | None = None
@@ -147,17 +133,17 @@ class SplitGibbs:
         path = gaussian_path(field.native, "denoise")
         return x * (self.couplings(field)[0] / float(path.sigma(0.0)))
 
-    def init(self, field: TimedField, x: Tensor, noise: NoiseSource) -> SplitState:
+    def init(self, field: TimedField, x: Tensor, noise: NoiseSource) -> TableState:
         path, couplings = gaussian_path(field.native, "denoise"), self.couplings(field)
         alternation(field)
         _check_levels(path, couplings)
         rows = [row for rho in couplings for row in self._sweep(path, rho)]
         table = torch.tensor(rows, dtype=torch.float64)
-        return SplitState(x, table, torch.zeros((), dtype=torch.int64))
+        return TableState(x, table, torch.zeros((), dtype=torch.int64))
 
     def step(
-        self, field: TimedField, state: SplitState, noise: NoiseSource
-    ) -> tuple[SplitState, Info]:
+        self, field: TimedField, state: TableState, noise: NoiseSource
+    ) -> tuple[TableState, Info]:
         """One step of the reverse diffusion, the first of a sweep after a draw by the measurement.
 
         A row holds t, the width of that draw (0: none) and alpha at t, and the weights of x, D and z.

@@ -166,9 +166,9 @@ def test_what_this_package_has_is_shown_first_in_its_own_order(monkeypatch):
 def test_a_solver_is_described_by_what_it_needs_as_it_comes(name):
     """Where that depends on its settings, by what it needs with those that it has by default."""
     told, kind = describe_solver(name), SOLVERS[name]
-    if not told.required:
-        assert told.needs == tuple(sorted(kind().needs))
-        assert told.timed == kind().timed
+    kind = kind if told.required else kind()
+    assert told.needs == tuple(sorted(kind.needs))
+    assert told.timed == kind.timed
 
 
 class Shaped:
