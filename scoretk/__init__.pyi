@@ -109,8 +109,8 @@ from scoretk.plugins import load_solver as load_solver
 from scoretk.plugins import train as train
 from scoretk.run.checkpoint import Checkpoint as Checkpoint
 from scoretk.run.draws import Cost as Cost
+from scoretk.run.group import Ranks as Ranks
 from scoretk.run.joining import concatenate as concatenate
-from scoretk.run.ranks import Ranks as Ranks
 from scoretk.run.ranks import distributed as distributed
 from scoretk.run.store import Zarr as Zarr
 from scoretk.run.stored import Draws as Draws

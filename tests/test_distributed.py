@@ -19,6 +19,7 @@ import torch
 
 import scoretk as stk
 from scoretk.errors import RankFailure
+from scoretk.run import group
 from scoretk.run import ranks as processes
 from tests import jobs
 from tests.processes import environment
@@ -415,21 +416,19 @@ class TestTheDeviceOfARank:
         made = {}
         monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
         monkeypatch.setattr(torch.cuda, "set_device", lambda device: made.update(set=device))
-        monkeypatch.setattr(processes.dist, "is_nccl_available", lambda: nccl)
+        monkeypatch.setattr(group.dist, "is_nccl_available", lambda: nccl)
         monkeypatch.setattr(
-            processes.dist,
-            "rendezvous",
-            lambda *_, **__: iter([(torch.distributed.HashStore(), 5, 8)]),
+            group.dist, "rendezvous", lambda *_, **__: iter([(torch.distributed.HashStore(), 5, 8)])
         )
         monkeypatch.setattr(
-            processes.dist, "init_process_group", lambda kind, **_: made.update(kind=kind)
+            group.dist, "init_process_group", lambda kind, **_: made.update(kind=kind)
         )
-        monkeypatch.setattr(processes.dist, "destroy_process_group", lambda: None)
+        monkeypatch.setattr(group.dist, "destroy_process_group", lambda: None)
         own = {"RANK": "5", "WORLD_SIZE": "8", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
         own |= {"LOCAL_RANK": str(local), "LOCAL_WORLD_SIZE": str(world)}
         for name, value in own.items():
             monkeypatch.setenv(name, value)
-        with processes.joined() as (found, _):
+        with group.joined() as (found, _):
             made |= {"device": str(found.device), "rank": found.rank, "size": found.world_size}
         return made
 
@@ -451,14 +450,14 @@ class TestTheDeviceOfARank:
 
     def test_a_device_by_the_number_among_all_would_be_seen(self, monkeypatch):
         """The mutant: rank 5 of two nodes of four has no GPU of that number on its own node."""
-        own = processes._device
+        own = group._device
 
         def mutant():
             with pytest.MonkeyPatch.context() as patch:
                 patch.delenv("LOCAL_RANK")
                 return own()
 
-        monkeypatch.setattr(processes, "_device", mutant)
+        monkeypatch.setattr(group, "_device", mutant)
         assert self.met(monkeypatch, 4, 1, 4)["device"] != "cuda:1"
 
     @pytest.mark.parametrize(
@@ -471,8 +470,8 @@ class TestTheDeviceOfARank:
         ],
     )
     def test_tensors_go_where_the_group_has_a_backend(self, served, kind, carried, monkeypatch):
-        monkeypatch.setattr(processes.dist, "get_backend_config", lambda: served)
-        assert processes.carrier(torch.device(kind)).type == carried
+        monkeypatch.setattr(group.dist, "get_backend_config", lambda: served)
+        assert group.carrier(torch.device(kind)).type == carried
 
 
 def sampled(path, **more):

@@ -96,7 +96,8 @@ def sample(options: argparse.Namespace) -> bool:
 
     from scoretk.core.anatomy import to_device
     from scoretk.inference.sampling import sample as draw
-    from scoretk.run.ranks import Ranks, distributed
+    from scoretk.run.group import Ranks
+    from scoretk.run.ranks import distributed
     from scoretk.run.store import Zarr
 
     names = (

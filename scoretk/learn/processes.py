@@ -11,7 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, distributed, nn
 
-from scoretk.run.ranks import carrier, gathered, joined, unshared
+from scoretk.run.group import carrier, gathered, joined
+from scoretk.run.ranks import unshared
 
 __all__ = [
     "agreed",

@@ -16,46 +16,27 @@ and then raises the same error; and whether the next rank in the ring still move
 from __future__ import annotations
 
 import json
-import os
-import pickle
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from datetime import timedelta
-from functools import partial
 from itertools import count
-from queue import SimpleQueue
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel as DDP
 
 from scoretk.core.arguments import positive
 from scoretk.core.identity import Identity, differences
 from scoretk.core.sealed import from_bytes, to_bytes
 from scoretk.errors import InvalidArgument, RankFailure, ScoretkError
+from scoretk.run.group import TIMEOUT, Ranks, broadcast, dist, forms, gathered, joined
+from scoretk.run.messages import Answering, Line, is_lost, lost, packed, unpacked
+from scoretk.run.teams import agree_on_team, lies_on, team_of
 
-__all__ = [
-    "Alone",
-    "Ranks",
-    "Share",
-    "carrier",
-    "check_team",
-    "distributed",
-    "gathered",
-    "joined",
-    "shared_call",
-    "shares",
-    "unshared",
-]
+__all__ = ["Alone", "Share", "check_team", "distributed", "shared_call", "shares", "unshared"]
 
-TIMEOUT = 600.0
-"""Seconds without a word after which a rank is said to hang."""
 PULSE = 1.0
 """Seconds between two words of a rank: a thousand of them send three thousand messages a second, of
 some tens of thousands that one store answers.
@@ -68,92 +49,8 @@ FAREWELL = 3.0
 processes end all that are left when the first one fails.
 """
 BEGIN, END = "begin", "end"
-RAISED = "It was raised on rank"
 
-_ENTERED = count()
-_STORES: dict[tuple[object, ...], Any] = {}
-"""Stores that this process has met the others at, and how: kept, as who came to a next context would
-ask one that another rank is about to close.
-"""
-dist: Any = torch.distributed
-"""What it has hangs on how torch was built, and most of that is not typed."""
 Outcome = Mapping[str, Tensor]
-Form = tuple[str, list[int], str]
-"""The dtype, the shape and the kind of device of a tensor."""
-
-
-@dataclass(frozen=True)
-class Ranks:
-    """Where a process stands among those of its job.
-
-    Args:
-        rank: Its number, from 0.
-        world_size: How many there are.
-        device: The device that is its own: `cuda:LOCAL_RANK` where there is a GPU for each process
-            of the machine, else the CPU.
-    """
-
-    rank: int = 0
-    world_size: int = 1
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-
-
-class _Line:
-    """Asks a store in a thread of its own, so that its silence is an error and no wait without end.
-
-    A process that is stopped, or a machine that is gone, leaves its connections open.
-
-    Args:
-        timeout: The seconds within which it has to answer.
-    """
-
-    def __init__(self, timeout: float) -> None:
-        self.timeout, self._dead = timeout, False
-        self._questions = SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None]()
-        threading.Thread(target=self._serve, name="scoretk-store-line", daemon=True).start()
-
-    def _serve(self) -> None:
-        while (asked := self._questions.get()) is not None:
-            answer, question = asked
-            try:
-                answer.set_result(question())
-            except BaseException as error:  # noqa: BLE001 (raised where it was asked)
-                answer.set_exception(error)
-
-    def ask(self, question: Callable[..., Any], *arguments: Any) -> Any:
-        """What the store answers.
-
-        Raises:
-            DistStoreError: It does not, or cannot be reached.
-        """
-        answer = Future[Any]()
-        try:
-            if not self._dead:
-                self._questions.put((answer, partial(question, *arguments)))
-                return answer.result(self.timeout)
-        except TimeoutError:
-            self._dead = True
-        raise dist.DistStoreError(f"it has not answered for {self.timeout:g} s")
-
-    def close(self) -> None:
-        """End the thread, when it has its answer."""
-        self._questions.put(None)
-
-
-class _Answering:
-    """A store, asked on a line where there is one.
-
-    Args:
-        store: The store.
-        line: The line.
-    """
-
-    def __init__(self, store: Any, line: _Line | None) -> None:
-        self._store, self._line = store, line
-
-    def __getattr__(self, name: str) -> Any:
-        own = getattr(self._store, name)
-        return own if self._line is None else partial(self._line.ask, own)
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,7 +72,7 @@ class _Job:
     team: tuple[int, ...]
     store: Any
     timeout: float
-    line: _Line | None = None
+    line: Line | None = None
     calls: Iterator[int] = field(default_factory=count)
     changed: set[str] = field(default_factory=set)
     known: list[BaseException] = field(default_factory=list)
@@ -214,7 +111,7 @@ def distributed(model_group: Any = None, timeout: float = TIMEOUT) -> Iterator[R
     positive("timeout", timeout)
     outer = _JOB.get()
     if outer is not None:  # within a function that shares on its own account
-        team = outer.team if model_group is None else _team(model_group, outer.ranks.rank)
+        team = outer.team if model_group is None else team_of(model_group, outer.ranks.rank)
         if team != outer.team:
             around = f"{list(outer.team)}, the ranks that the context around this one has"
             raise InvalidArgument("model_group", list(team), f"None or {around}")
@@ -223,13 +120,13 @@ def distributed(model_group: Any = None, timeout: float = TIMEOUT) -> Iterator[R
     with joined(timeout) as (ranks, store):
         if store is None:
             raise ScoretkError("this build of torch has no torch.distributed")
-        line = _Line(timeout) if ranks.world_size > 1 else None
-        job = _Job(ranks, _team(model_group, ranks.rank), store, timeout, line)
+        line = Line(timeout) if ranks.world_size > 1 else None
+        job = _Job(ranks, team_of(model_group, ranks.rank), store, timeout, line)
         begin, end = (_Shared(job, name) for name in (BEGIN, END))  # a wait each: words of its own
         token = _JOB.set(job)
         try:
             with end.failing_together():
-                _agree_on_team(job)
+                agree_on_team(job.team, Answering(store, line), ranks)
                 begin.meet("with its team")  # within its first step none hears of a refusal
                 yield ranks
                 end.meet("at the end")
@@ -237,35 +134,6 @@ def distributed(model_group: Any = None, timeout: float = TIMEOUT) -> Iterator[R
             _JOB.reset(token)
             if line is not None:
                 line.close()
-
-
-def _team(model_group: Any, rank: int) -> tuple[int, ...]:
-    """The ranks of a model's group, the leader first."""
-    if model_group is None:
-        return (rank,)
-    expected = "a process group or a one-dimensional DeviceMesh with this rank in it"
-    from torch.distributed.device_mesh import DeviceMesh
-
-    group = model_group.get_group() if isinstance(model_group, DeviceMesh) else model_group
-    try:
-        team = tuple(sorted(dist.get_process_group_ranks(group)))
-    except (RuntimeError, LookupError, ValueError, AttributeError, TypeError) as error:
-        raise InvalidArgument("model_group", model_group, expected, str(error)) from error
-    if rank not in team:
-        raise InvalidArgument("model_group", team, expected)
-    return team
-
-
-def _agree_on_team(job: _Job) -> None:
-    """Refuse teams that overlap, whose ranks would wait for one another without end."""
-    if len(job.team) == job.ranks.world_size == 1:
-        return
-    store, ours = _Answering(job.store, job.line), json.dumps(job.team)
-    for member in job.team:
-        theirs = store.compare_set(f"team of {member}", "", ours).decode()
-        if theirs != ours:
-            hint = f"Another rank says {theirs} of rank {member}, and rank {job.ranks.rank} {ours}"
-            raise InvalidArgument("model_group", job.team, "the same on each of its ranks", hint)
 
 
 def check_team(parts: Iterable[Any]) -> None:
@@ -281,107 +149,12 @@ def check_team(parts: Iterable[Any]) -> None:
     """
     job = _JOB.get()
     for part in () if job is None else parts:
-        lies_on = _lies_on(part)
-        if job is not None and not {*lies_on} <= {*job.team}:
-            expected = f"the group of ranks {lies_on}, on which the field's network lies"
+        place = lies_on(part)
+        if job is not None and not {*place} <= {*job.team}:
+            expected = f"the group of ranks {place}, on which the field's network lies"
             wrapped = "or the module without its wrapper, net.module, where each has all of it"
             hint = f"distributed(model_group=mesh){f', {wrapped}' if isinstance(part, nn.Module) else ''}"
             raise InvalidArgument("model_group", job.team, expected, hint)
-
-
-def _lies_on(part: Any) -> list[int]:
-    """The ranks to which a part of a model sends messages in a step.
-
-    Those among which a tensor is sharded, not those that have the same of it; and the group of a
-    module that wraps another (DDP, which sends buffers where it has some; FSDP).
-    """
-    mesh, group = getattr(part, "device_mesh", None), getattr(part, "process_group", None)
-    if isinstance(part, Tensor) and mesh is not None:
-        copies = [placement.is_replicate() for placement in getattr(part, "placements", ())]
-        here = mesh.get_coordinate() or [slice(None)] * len(copies)
-        index = [i if copy else slice(None) for i, copy in zip(here, copies, strict=True)]
-        return mesh.mesh[tuple(index)].flatten().tolist() if not all(copies) else []
-    if isinstance(part, nn.Module) and isinstance(group, dist.ProcessGroup):
-        silent = isinstance(part, DDP) and not part.will_sync_module_buffers()
-        return [] if silent else sorted(dist.get_process_group_ranks(group))
-    return []
-
-
-@contextmanager
-def joined(timeout: float = TIMEOUT) -> Iterator[tuple[Ranks, Any]]:
-    """A context in which the processes that `torchrun` has started are one process group.
-
-    A group that is there is used, and left as it is. Tensors on the CPU go by gloo, those on GPUs by
-    NCCL where each process of a machine has one of its own. A plain process is a job of one.
-
-    Yields:
-        Where this process stands, and the store of the group, None where torch cannot have one.
-    """
-    turn = str(next(_ENTERED))  # names in a store are used once
-    if dist.is_available() and dist.is_initialized():
-        store = dist.PrefixStore(f"scoretk/{turn}", dist.distributed_c10d._get_default_store())
-        yield Ranks(dist.get_rank(), dist.get_world_size(), _device()), store
-        _leave()
-        return
-    if not {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
-        store = dist.HashStore() if dist.is_available() else None
-        yield Ranks(), store
-        return
-    device = _device()
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    found, rank, world_size = _met(device, turn, timeout)
-    try:
-        yield Ranks(rank, world_size, device), dist.PrefixStore(f"scoretk/{turn}", found)
-        _leave()
-    finally:
-        dist.destroy_process_group()
-
-
-def _leave() -> None:
-    """Wait for the others: one may keep the store that they ask, and gloo may abort without its peer."""
-    try:
-        gathered(b"")
-    except RuntimeError as error:  # of the backends
-        raise RankFailure(f"another process has ended before the others: {error}") from error
-
-
-def _met(device: torch.device, turn: str, timeout: float) -> tuple[Any, int, int]:
-    """The store of the process group that is made, this process's number, and how many there are.
-
-    Raises:
-        RankFailure: Others have not come.
-    """
-    patience = timedelta(seconds=timeout)
-    names = ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE")
-    place = os.getpid(), *(os.environ[name] for name in names)
-    try:
-        if place not in _STORES:
-            _STORES[place] = next(dist.rendezvous("env://", timeout=patience))
-        found, rank, world_size = _STORES[place]
-        dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if device.type == "cuda" and dist.is_nccl_available() else "gloo",
-            store=dist.PrefixStore(f"group/{turn}", found),
-            rank=rank,
-            world_size=world_size,
-            timeout=patience,
-        )
-    except dist.DistError as error:
-        raise RankFailure(
-            f"rank {os.environ['RANK']} of {os.environ['WORLD_SIZE']} has not met the others at "
-            f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']} within {timeout:g} s: {error} "
-            f"Start as many processes as WORLD_SIZE says, or give a longer timeout="
-        ) from error
-    return found, rank, world_size
-
-
-def _device() -> torch.device:
-    """The device of this process: a GPU of its own where there are as many as processes."""
-    number = int(os.environ.get("LOCAL_RANK", os.environ.get("RANK", "0")))
-    count = int(os.environ.get("LOCAL_WORLD_SIZE", number + 1))
-    if max(count, number + 1) <= torch.cuda.device_count():
-        return torch.device("cuda", number)
-    return torch.device("cpu")
 
 
 def shares() -> bool:
@@ -527,7 +300,7 @@ class _Shared:
         self.alone, self.first = False, self.rank == 0
         self.leads, self.steady = self.rank == job.team[0], len(job.team) > 1
         self.store, self.everyones = (
-            _Answering(store, job.line) for store in (dist.PrefixStore(call, job.store), job.store)
+            Answering(store, job.line) for store in (dist.PrefixStore(call, job.store), job.store)
         )
         self._said, self._turns, self._words = dict[str, Outcome](), count(), count()
         self._made, self._due = 0, 0.0
@@ -615,16 +388,16 @@ class _Shared:
     def _exchanged(
         self, mine: Mapping[int, Outcome], batches: int, place: torch.device
     ) -> Iterator[Outcome]:
-        forms = {i: _forms(outcome) for i, outcome in mine.items()} if self.leads else {}
+        ours = {i: forms(outcome) for i, outcome in mine.items()} if self.leads else {}
         changed = [] if self.identity is None else list(self.identity.changing())
         try:
-            told = [json.loads(part) for part in gathered(json.dumps([forms, changed]).encode())]
+            told = [json.loads(part) for part in gathered(json.dumps([ours, changed]).encode())]
             self.job.changed.update(*(names for _, names in told))
             whose = {int(i): (rank, each[i]) for rank, (each, _) in enumerate(told) for i in each}
             for i in range(batches):
                 rank, form = whose[i]
                 yield {
-                    name: _broadcast(mine.get(i, {}).get(name), kind, rank, place)
+                    name: broadcast(mine.get(i, {}).get(name), kind, rank, place)
                     for name, kind in form.items()
                 }
         except RuntimeError as error:  # of the backends
@@ -641,7 +414,7 @@ class _Shared:
         try:
             yield
         except BaseException as error:
-            own = _lost(error) if _is_lost(error) else error
+            own = lost(error) if is_lost(error) else error
             try:
                 first = self._first(own)
             except dist.DistError:  # nobody can be told any more
@@ -653,8 +426,8 @@ class _Shared:
     def _first(self, error: BaseException) -> BaseException:
         """The first error of this call; whose it is waits a little until the other ranks have it."""
         known = any(error is other for other in self.job.known)
-        first = _unpacked(
-            self.store.compare_set("error", "", _packed(error, self.rank)), self.rank, error
+        first = unpacked(
+            self.store.compare_set("error", "", packed(error, self.rank)), self.rank, error
         )
         self.store.add("ended", 1)
         over = time.monotonic() + (0.0 if known or first is not error else FAREWELL)
@@ -690,7 +463,7 @@ class _Shared:
         self.store.set(f"word {self.rank}", f"{word}, word {next(self._words)}")
         for store, error in ((self.store, "error"), (self.everyones, f"{END}/error")):
             if store.check([error]):
-                self.job.known.append(_unpacked(store.get(error), self.rank))
+                self.job.known.append(unpacked(store.get(error), self.rank))
                 raise self.job.known[-1]
         self._watch((self.rank + 1) % self.world_size, now)
 
@@ -725,91 +498,3 @@ class _Shared:
 def _called(call: str) -> str:
     """What a call is called in messages."""
     return f"the {call}" if call in (BEGIN, END) else f"call {int(call) + 1} of the context"
-
-
-def _is_lost(error: BaseException) -> bool:
-    """Whether it is torch.distributed's word that another process is gone; gloo's is a plain one."""
-    gloo = type(error) is RuntimeError and "gloo/transport" in str(error)
-    return gloo or isinstance(error, dist.DistError)
-
-
-def _lost(error: BaseException) -> RankFailure:
-    found = RankFailure(
-        f"another process, or the store that torchrun or rank 0 keeps, cannot be reached: {error}"
-    )
-    for note in _notes(error):
-        found.add_note(note)
-    return found
-
-
-def _packed(error: BaseException, rank: int) -> bytes:
-    """An error for other processes; as text alone where it cannot be pickled."""
-    text = f"{type(error).__name__}: {error}"
-    try:
-        content = pickle.dumps(error)
-        pickle.loads(content)
-    except Exception:  # noqa: BLE001 (whatever a class of errors does there)
-        content = pickle.dumps(RankFailure(text))
-    return pickle.dumps((rank, content))
-
-
-def _unpacked(packed: bytes, rank: int, own: BaseException | None = None) -> BaseException:
-    """The error of some rank as this one raises it, `own` where it is its own.
-
-    As torch.distributed does for objects, it is unpickled: the ranks of a job trust one another.
-    """
-    whose, content = pickle.loads(packed)
-    if whose == rank and own is not None:
-        return own
-    try:
-        error: BaseException = pickle.loads(content)
-    except Exception as failure:  # noqa: BLE001 (a class that is not here)
-        error = RankFailure(f"an error that cannot be told here: {failure}")
-    if not any(note.startswith(RAISED) for note in _notes(error)):  # passed on by one who was told
-        error.add_note(f"{RAISED} {whose}.")
-    return error
-
-
-def _notes(error: BaseException) -> list[str]:
-    return list(getattr(error, "__notes__", []))
-
-
-def _forms(outcome: Outcome) -> dict[str, Form]:
-    return {
-        name: (str(value.dtype).removeprefix("torch."), list(value.shape), value.device.type)
-        for name, value in outcome.items()
-    }
-
-
-def _broadcast(value: Tensor | None, form: Form, source: int, place: torch.device) -> Tensor:
-    """A tensor that the rank `source` has, on all ranks, as bytes, which every backend takes."""
-    dtype, shape, kind = form
-    if value is None:
-        there = place if place.type == kind else torch.device(kind)
-        value = torch.empty(shape, dtype=getattr(torch, dtype), device=there)
-    message = value.detach().contiguous()
-    if message.numel():
-        carried = message.reshape(-1).view(torch.uint8).to(carrier(message.device))
-        dist.broadcast(carried, source)
-        message = carried.to(message.device).view(message.dtype).reshape(shape)
-    return message
-
-
-def carrier(device: torch.device) -> torch.device:
-    """Where a tensor has to be for the process group: there, or where the group has a backend."""
-    served = [part.partition(":")[0] for part in dist.get_backend_config().split(",")]
-    return device if device.type in served else torch.device(served[0])
-
-
-def gathered(content: bytes) -> list[bytes]:
-    """The bytes of every process, in the order of their ranks."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return [content]
-    place = carrier(torch.device("cpu"))
-    sizes = [torch.zeros((), dtype=torch.int64, device=place) for _ in range(dist.get_world_size())]
-    dist.all_gather(sizes, torch.tensor(len(content), device=place))
-    longest = max(1, *(int(n) for n in sizes))
-    mine = torch.frombuffer(bytearray(content.ljust(longest, b"\0")), dtype=torch.uint8).to(place)
-    every = [torch.empty_like(mine) for _ in sizes]
-    dist.all_gather(every, mine)
-    return [t[: int(n)].cpu().numpy().tobytes() for t, n in zip(every, sizes, strict=True)]

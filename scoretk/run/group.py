@@ -1,0 +1,176 @@
+"""The process group of a job: how its processes meet, and the tensors that they send one another."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from itertools import count
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scoretk.errors import RankFailure
+
+__all__ = [
+    "TIMEOUT",
+    "Form",
+    "Ranks",
+    "broadcast",
+    "carrier",
+    "dist",
+    "forms",
+    "gathered",
+    "joined",
+]
+
+TIMEOUT = 600.0
+"""Seconds without a word after which a rank is said to hang."""
+
+_ENTERED = count()
+_STORES: dict[tuple[object, ...], Any] = {}
+"""Stores that this process has met the others at, and how: kept, as who came to a next context would
+ask one that another rank is about to close.
+"""
+dist: Any = torch.distributed
+"""What it has hangs on how torch was built, and most of that is not typed."""
+Form = tuple[str, list[int], str]
+"""The dtype, the shape and the kind of device of a tensor."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Where a process stands among those of its job.
+
+    Args:
+        rank: Its number, from 0.
+        world_size: How many there are.
+        device: The device that is its own: `cuda:LOCAL_RANK` where there is a GPU for each process
+            of the machine, else the CPU.
+    """
+
+    rank: int = 0
+    world_size: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+
+@contextmanager
+def joined(timeout: float = TIMEOUT) -> Iterator[tuple[Ranks, Any]]:
+    """A context in which the processes that `torchrun` has started are one process group.
+
+    A group that is there is used, and left as it is. Tensors on the CPU go by gloo, those on GPUs by
+    NCCL where each process of a machine has one of its own. A plain process is a job of one.
+
+    Yields:
+        Where this process stands, and the store of the group, None where torch cannot have one.
+    """
+    turn = str(next(_ENTERED))  # names in a store are used once
+    if dist.is_available() and dist.is_initialized():
+        store = dist.PrefixStore(f"scoretk/{turn}", dist.distributed_c10d._get_default_store())
+        yield Ranks(dist.get_rank(), dist.get_world_size(), _device()), store
+        _leave()
+        return
+    if not {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
+        store = dist.HashStore() if dist.is_available() else None
+        yield Ranks(), store
+        return
+    device = _device()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    found, rank, world_size = _met(device, turn, timeout)
+    try:
+        yield Ranks(rank, world_size, device), dist.PrefixStore(f"scoretk/{turn}", found)
+        _leave()
+    finally:
+        dist.destroy_process_group()
+
+
+def _leave() -> None:
+    """Wait for the others: one may keep the store that they ask, and gloo may abort without its peer."""
+    try:
+        gathered(b"")
+    except RuntimeError as error:  # of the backends
+        raise RankFailure(f"another process has ended before the others: {error}") from error
+
+
+def _met(device: torch.device, turn: str, timeout: float) -> tuple[Any, int, int]:
+    """The store of the process group that is made, this process's number, and how many there are.
+
+    Raises:
+        RankFailure: Others have not come.
+    """
+    patience = timedelta(seconds=timeout)
+    names = ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE")
+    place = os.getpid(), *(os.environ[name] for name in names)
+    try:
+        if place not in _STORES:
+            _STORES[place] = next(dist.rendezvous("env://", timeout=patience))
+        found, rank, world_size = _STORES[place]
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if device.type == "cuda" and dist.is_nccl_available() else "gloo",
+            store=dist.PrefixStore(f"group/{turn}", found),
+            rank=rank,
+            world_size=world_size,
+            timeout=patience,
+        )
+    except dist.DistError as error:
+        raise RankFailure(
+            f"rank {os.environ['RANK']} of {os.environ['WORLD_SIZE']} has not met the others at "
+            f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']} within {timeout:g} s: {error} "
+            f"Start as many processes as WORLD_SIZE says, or give a longer timeout="
+        ) from error
+    return found, rank, world_size
+
+
+def _device() -> torch.device:
+    """The device of this process: a GPU of its own where there are as many as processes."""
+    number = int(os.environ.get("LOCAL_RANK", os.environ.get("RANK", "0")))
+    count = int(os.environ.get("LOCAL_WORLD_SIZE", number + 1))
+    if max(count, number + 1) <= torch.cuda.device_count():
+        return torch.device("cuda", number)
+    return torch.device("cpu")
+
+
+def forms(tensors: Mapping[str, Tensor]) -> dict[str, Form]:
+    """What others need to know of tensors to receive them."""
+    return {
+        name: (str(value.dtype).removeprefix("torch."), list(value.shape), value.device.type)
+        for name, value in tensors.items()
+    }
+
+
+def broadcast(value: Tensor | None, form: Form, source: int, place: torch.device) -> Tensor:
+    """A tensor that the rank `source` has, on all ranks, as bytes, which every backend takes."""
+    dtype, shape, kind = form
+    if value is None:
+        there = place if place.type == kind else torch.device(kind)
+        value = torch.empty(shape, dtype=getattr(torch, dtype), device=there)
+    message = value.detach().contiguous()
+    if message.numel():
+        carried = message.reshape(-1).view(torch.uint8).to(carrier(message.device))
+        dist.broadcast(carried, source)
+        message = carried.to(message.device).view(message.dtype).reshape(shape)
+    return message
+
+
+def carrier(device: torch.device) -> torch.device:
+    """Where a tensor has to be for the process group: there, or where the group has a backend."""
+    served = [part.partition(":")[0] for part in dist.get_backend_config().split(",")]
+    return device if device.type in served else torch.device(served[0])
+
+
+def gathered(content: bytes) -> list[bytes]:
+    """The bytes of every process, in the order of their ranks."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return [content]
+    place = carrier(torch.device("cpu"))
+    sizes = [torch.zeros((), dtype=torch.int64, device=place) for _ in range(dist.get_world_size())]
+    dist.all_gather(sizes, torch.tensor(len(content), device=place))
+    longest = max(1, *(int(n) for n in sizes))
+    mine = torch.frombuffer(bytearray(content.ljust(longest, b"\0")), dtype=torch.uint8).to(place)
+    every = [torch.empty_like(mine) for _ in sizes]
+    dist.all_gather(every, mine)
+    return [t[: int(n)].cpu().numpy().tobytes() for t, n in zip(every, sizes, strict=True)]

@@ -1,0 +1,124 @@
+"""What ranks tell one another through the store of their process group: questions that are answered in time, and errors."""
+
+from __future__ import annotations
+
+import pickle
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from functools import partial
+from queue import SimpleQueue
+from typing import Any
+
+from scoretk.errors import RankFailure
+from scoretk.run.group import dist
+
+__all__ = ["Answering", "Line", "is_lost", "lost", "packed", "unpacked"]
+
+RAISED = "It was raised on rank"
+
+
+class Line:
+    """Asks a store in a thread of its own, so that its silence is an error and no wait without end.
+
+    A process that is stopped, or a machine that is gone, leaves its connections open.
+
+    Args:
+        timeout: The seconds within which it has to answer.
+    """
+
+    def __init__(self, timeout: float) -> None:
+        self.timeout, self._dead = timeout, False
+        self._questions = SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None]()
+        threading.Thread(target=self._serve, name="scoretk-store-line", daemon=True).start()
+
+    def _serve(self) -> None:
+        while (asked := self._questions.get()) is not None:
+            answer, question = asked
+            try:
+                answer.set_result(question())
+            except BaseException as error:  # noqa: BLE001 (raised where it was asked)
+                answer.set_exception(error)
+
+    def ask(self, question: Callable[..., Any], *arguments: Any) -> Any:
+        """What the store answers.
+
+        Raises:
+            DistStoreError: It does not, or cannot be reached.
+        """
+        answer = Future[Any]()
+        try:
+            if not self._dead:
+                self._questions.put((answer, partial(question, *arguments)))
+                return answer.result(self.timeout)
+        except TimeoutError:
+            self._dead = True
+        raise dist.DistStoreError(f"it has not answered for {self.timeout:g} s")
+
+    def close(self) -> None:
+        """End the thread, when it has its answer."""
+        self._questions.put(None)
+
+
+class Answering:
+    """A store, asked on a line where there is one.
+
+    Args:
+        store: The store.
+        line: The line.
+    """
+
+    def __init__(self, store: Any, line: Line | None) -> None:
+        self._store, self._line = store, line
+
+    def __getattr__(self, name: str) -> Any:
+        own = getattr(self._store, name)
+        return own if self._line is None else partial(self._line.ask, own)
+
+
+def is_lost(error: BaseException) -> bool:
+    """Whether it is torch.distributed's word that another process is gone; gloo's is a plain one."""
+    gloo = type(error) is RuntimeError and "gloo/transport" in str(error)
+    return gloo or isinstance(error, dist.DistError)
+
+
+def lost(error: BaseException) -> RankFailure:
+    """That word, as an error of this package."""
+    found = RankFailure(
+        f"another process, or the store that torchrun or rank 0 keeps, cannot be reached: {error}"
+    )
+    for note in _notes(error):
+        found.add_note(note)
+    return found
+
+
+def packed(error: BaseException, rank: int) -> bytes:
+    """An error for other processes; as text alone where it cannot be pickled."""
+    text = f"{type(error).__name__}: {error}"
+    try:
+        content = pickle.dumps(error)
+        pickle.loads(content)
+    except Exception:  # noqa: BLE001 (whatever a class of errors does there)
+        content = pickle.dumps(RankFailure(text))
+    return pickle.dumps((rank, content))
+
+
+def unpacked(told: bytes, rank: int, own: BaseException | None = None) -> BaseException:
+    """The error of some rank as this one raises it, `own` where it is its own.
+
+    As torch.distributed does for objects, it is unpickled: the ranks of a job trust one another.
+    """
+    whose, content = pickle.loads(told)
+    if whose == rank and own is not None:
+        return own
+    try:
+        error: BaseException = pickle.loads(content)
+    except Exception as failure:  # noqa: BLE001 (a class that is not here)
+        error = RankFailure(f"an error that cannot be told here: {failure}")
+    if not any(note.startswith(RAISED) for note in _notes(error)):  # passed on by one who was told
+        error.add_note(f"{RAISED} {whose}.")
+    return error
+
+
+def _notes(error: BaseException) -> list[str]:
+    return list(getattr(error, "__notes__", []))
