@@ -301,6 +301,8 @@ def errors(folder):
             ("value", ValueError("no such value")),
             ("odd", Odd(1, 2)),
             ("interrupt", KeyboardInterrupt()),
+            ("leaves", SystemExit(0)),
+            ("leaves in vain", SystemExit(3)),
         ):
             found[name] = raised(
                 lambda e=error: stk.sample(fails_on(1, e), stk.ULA(0.1), CHAINS, 4, batch=BATCH)
@@ -379,6 +381,17 @@ def leaves_early():
             if rank() == 0:
                 raise LookupError("nothing to do")
             CALLS["moments"](batch=BATCH)
+
+    return raised(call)
+
+
+def all_leave():
+    """Ranks that leave the process within the context, each by itself."""
+
+    def call():
+        with stk.distributed(timeout=20.0):
+            CALLS["moments"](batch=BATCH)
+            raise SystemExit(0)
 
     return raised(call)
 
@@ -786,6 +799,7 @@ def all_of_them(folder):
         "enters again": (Job(2, enters_again), None),
         "skips a call": (Job(2, skips_a_call), None),
         "leaves early": (Job(2, leaves_early), None),
+        "all leave": (Job(2, all_leave), None),
         "outlasts": (Job(2, outlasts), None),
         "stores": (Job(2, other_stores, folder), None),
         **({"loads": (Job(2, loads_at_once, folder), None)} if STORES else {}),

@@ -9,6 +9,7 @@ import pickle
 import re
 import subprocess
 import sys
+from concurrent import futures
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +20,7 @@ import torch
 
 import scoretk as stk
 from scoretk.errors import RankFailure
-from scoretk.run import group
+from scoretk.run import group, messages
 from scoretk.run import ranks as processes
 from tests import jobs
 from tests.processes import environment
@@ -180,6 +181,21 @@ def test_errors_say_what_happened(found):
 def test_a_field_that_cannot_be_compared_is_believed(found, name):
     """One that answers otherwise each time, and one that does not answer at four rows."""
     assert [found["errors"][n][name] for n in (0, 1)] == [None, None]
+
+
+@pytest.mark.parametrize("name", ["leaves", "leaves in vain"])
+def test_a_rank_that_leaves_the_run_is_no_success_of_the_others(found, name):
+    """`sys.exit()` on one rank ends it as it wishes; another one would end with the same 0 in its place."""
+    code = "0" if name == "leaves" else "3"
+    assert found["errors"][1][name][:2] == ("SystemExit", code)
+    kind, text, notes = found["errors"][0][name]
+    assert (kind, text) == ("RankFailure", f"rank 1 of the job has left it: SystemExit: {code}")
+    assert notes == ["It was raised on rank 1."]
+
+
+def test_all_ranks_may_leave_at_the_end(found):
+    """`sys.exit(main())` within the context, on each of them."""
+    assert found["all leave"] == {0: ("SystemExit", "0", []), 1: ("SystemExit", "0", [])}
 
 
 def test_where_the_run_is_saved_is_said_once(found):
@@ -756,3 +772,53 @@ def test_a_rank_hangs_where_its_word_has_been_the_same_for_too_long():
     processes._Shared._watch(rank, 1, 33.0)
     with pytest.raises(RankFailure, match=r"rank 1 of 2 .* last word was: batch 1"):
         processes._Shared._watch(rank, 1, 35.0)
+
+
+def test_who_was_stopped_itself_does_not_take_the_next_rank_for_silent():
+    """All ranks of a job are stopped together (Ctrl-Z), and whoever goes on first finds an old word."""
+    store = SimpleNamespace(check=lambda names: True, get=lambda name: b"batch 0, 1")
+    job = SimpleNamespace(timeout=10.0)
+    rank = SimpleNamespace(store=store, job=job, rank=0, world_size=2, _watched=None)
+    for now in (0.0, 1.0, 3600.0, 3609.0):
+        processes._Shared._watch(rank, 1, now)
+    with pytest.raises(RankFailure, match="rank 1 of 2 has said nothing"):
+        processes._Shared._watch(rank, 1, 3611.0)
+
+
+def test_an_answer_is_waited_for_in_parts(monkeypatch):
+    """Of which a process that is stopped itself loses one: all of the time has passed, and nothing was asked yet."""
+    line, waited = messages.Line(8.0), []
+
+    def wait(answers, timeout):
+        waited.append(timeout)
+        left = [] if len(waited) == 1 else answers
+        return futures.wait(left, 5.0)
+
+    monkeypatch.setattr(messages, "wait", wait)
+    assert line.ask(lambda: 3) == 3
+    assert waited == [2.0, 2.0]
+    line.close()
+
+
+@pytest.mark.slow
+def test_a_job_that_is_stopped_and_goes_on_is_over_as_ever(tmp_path):
+    """Each rank for longer than its timeout: all of them, and each by itself, which the others then name."""
+    program = """
+import time, signal, os
+found = {}
+for which in ([0, 1], [1]):
+    job = jobs.Job(2, jobs.saved, folder / str(len(which)), 0.02, 4.0)
+    time.sleep(3.0)
+    for send in (signal.SIGSTOP, signal.SIGCONT):
+        for n in which:
+            os.kill(job.processes[n].pid, send)
+        time.sleep(12.0 if send == signal.SIGSTOP else 0.0)
+    found[len(which)] = job.wait(120)
+found["never"] = jobs.Job(1, jobs.saved, folder / "never").wait()
+"""
+    found = in_jobs(tmp_path, program)
+    assert set(found[2].values()) == set(found["never"].values())
+    assert found[1][0][0] == found[1][1][0] == "RankFailure"
+    assert "rank 1 of 2 has said nothing for 4 s" in found[1][0][1]
+    assert "rank 0 of 2" not in found[1][1][1]
+    assert "This process itself had said nothing for 1" in str(found[1][1][2])

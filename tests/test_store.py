@@ -646,6 +646,18 @@ class TestFaults:
         tree = xarray.open_datatree(tmp_path / "d", engine="zarr")
         assert np.array_equal(tree["posterior"]["x"].values, in_memory().x)
 
+    @pytest.mark.parametrize("saved", [False, True])
+    def test_a_full_disk_names_the_way_on_that_there_is(self, saved, tmp_path, monkeypatch):
+        def refuses(*_):
+            raise OSError("No space left on device")
+
+        monkeypatch.setattr(Store, "_placed", refuses)
+        more = {"checkpoint": tmp_path / "c"} if saved else {}
+        with pytest.raises(StoreError, match="No space left") as caught:
+            drawn(tmp_path / "d", PLAIN, steps=20, **more)
+        assert ("the same call, with its checkpoint=" in str(caught.value)) == saved
+        assert ("make it anew" in str(caught.value)) == (not saved)
+
     @pytest.mark.slow
     def test_killed_at_any_moment_it_goes_on_to_the_bit(self, tmp_path):
         rng = np.random.default_rng(0)

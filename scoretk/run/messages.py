@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from functools import partial
 from queue import SimpleQueue
 from typing import Any
@@ -16,6 +16,10 @@ from scoretk.run.group import dist
 __all__ = ["Answering", "Line", "is_lost", "lost", "packed", "unpacked"]
 
 RAISED = "It was raised on rank"
+STILL = 10.0
+"""Seconds of silence of a process that its own error speaks of."""
+PARTS = 4
+"""Of a wait, so that a process that is stopped itself, for however long, loses one of them and not all."""
 
 
 class Line:
@@ -47,11 +51,11 @@ class Line:
             DistStoreError: It does not, or cannot be reached.
         """
         answer = Future[Any]()
-        try:
-            if not self._dead:
-                self._questions.put((answer, partial(question, *arguments)))
-                return answer.result(self.timeout)
-        except TimeoutError:
+        if not self._dead:
+            self._questions.put((answer, partial(question, *arguments)))
+            for _ in range(PARTS):
+                if wait([answer], self.timeout / PARTS).done:
+                    return answer.result()
             self._dead = True
         raise dist.DistStoreError(f"it has not answered for {self.timeout:g} s")
 
@@ -82,13 +86,20 @@ def is_lost(error: BaseException) -> bool:
     return gloo or isinstance(error, dist.DistError)
 
 
-def lost(error: BaseException) -> RankFailure:
-    """That word, as an error of this package."""
+def lost(error: BaseException, stood: float = 0.0) -> RankFailure:
+    """That word, as an error of this package.
+
+    Args:
+        error: What torch.distributed says.
+        stood: The seconds since this process itself has last said a word.
+    """
     found = RankFailure(
         f"another process, or the store that torchrun or rank 0 keeps, cannot be reached: {error}"
     )
     for note in _notes(error):
         found.add_note(note)
+    if stood > STILL:
+        found.add_note(f"This process itself had said nothing for {stood:.0f} s before that.")
     return found
 
 
@@ -104,7 +115,7 @@ def packed(error: BaseException, rank: int) -> bytes:
 
 
 def unpacked(told: bytes, rank: int, own: BaseException | None = None) -> BaseException:
-    """The error of some rank as this one raises it, `own` where it is its own.
+    """The error of some rank as this one raises it, `own` where it is its own, or both leave.
 
     As torch.distributed does for objects, it is unpickled: the ranks of a job trust one another.
     """
@@ -115,6 +126,10 @@ def unpacked(told: bytes, rank: int, own: BaseException | None = None) -> BaseEx
         error: BaseException = pickle.loads(content)
     except Exception as failure:  # noqa: BLE001 (a class that is not here)
         error = RankFailure(f"an error that cannot be told here: {failure}")
+    if isinstance(error, SystemExit) and isinstance(own, SystemExit):
+        return own
+    if isinstance(error, SystemExit):  # it was that rank's own end: here it would look like success
+        error = RankFailure(f"rank {whose} of the job has left it: SystemExit: {error.code}")
     if not any(note.startswith(RAISED) for note in _notes(error)):  # passed on by one who was told
         error.add_note(f"{RAISED} {whose}.")
     return error

@@ -304,7 +304,7 @@ class _Shared:
         )
         self._said, self._turns, self._words = dict[str, Outcome](), count(), count()
         self._made, self._due = 0, 0.0
-        self._watched: tuple[bytes, float] | None = None  # the next rank's word, since when
+        self._watched: tuple[bytes, float, float] | None = None  # the word, since when, last look
         self.identity: Identity | None = None
 
     def check(self, settings: Mapping[str, Any], identity: Identity) -> None:
@@ -414,7 +414,7 @@ class _Shared:
         try:
             yield
         except BaseException as error:
-            own = lost(error) if is_lost(error) else error
+            own = lost(error, self._stood()) if is_lost(error) else error
             try:
                 first = self._first(own)
             except dist.DistError:  # nobody can be told any more
@@ -435,6 +435,10 @@ class _Shared:
             time.sleep(LOOK / 4)
         self.job.known.append(first)
         return error if known else first
+
+    def _stood(self) -> float:
+        """The seconds since this rank itself last looked about."""
+        return 0.0 if self._watched is None else time.monotonic() - self._watched[2]
 
     def _waited_for(self, name: str) -> bytes:
         self._until(lambda: self.store.check([name]), f"for {name}")
@@ -470,13 +474,16 @@ class _Shared:
     def _watch(self, other: int, now: float) -> None:
         """Name the next rank in the ring where it has said nothing for too long.
 
-        Each watches one other, so that words are read as often as they are written.
+        Each watches one other, so that words are read as often as they are written. Who has not
+        looked for that long, as it was stopped itself (Ctrl-Z, SIGSTOP), begins to count anew.
         """
         name = f"word {other}"
         word = self.store.get(name) if self.store.check([name]) else b""
-        if self._watched is None or word != self._watched[0]:
-            self._watched = word, now
-        elif other != self.rank and now - self._watched[1] > self.job.timeout:
+        before, since, looked = self._watched or (None, now, now)
+        if word != before or now - looked > self.job.timeout:
+            since = now
+        self._watched = word, since, now
+        if other != self.rank and now - since > self.job.timeout:
             last = word.decode().rpartition(",")[0]
             where = f"its last word was: {last}" if last else self._absent(other)
             raise RankFailure(

@@ -190,6 +190,11 @@ class Store:
         self.folder, self.contents, self.batches = asked.folder, contents, batches
         self.arrays, self.writer = dict[str, Any](), _Writer()
         self._draws, self._once, self._made, self._writes = asked.draws, once, False, writes
+        self._way_on = (
+            "when there is room the same call, with its checkpoint=, goes on from there"
+            if saved is not None
+            else "a run without checkpoint= cannot go on from there: when there is room, make it anew"
+        )
         if known is not None:
             self.id = known
         elif not self.folder.exists():
@@ -398,7 +403,7 @@ class Store:
                 raise
             raise StoreError(
                 f"cannot write draws to {self.folder}: {error}. What was written before can be "
-                f"read; when there is room the same call, with its checkpoint=, goes on from there"
+                f"read by {READ_BY_XARRAY}; {self._way_on}"
             ) from error
 
     def _placed(self, name: str, value: np.ndarray) -> list[tuple[str, np.ndarray]]:
@@ -483,7 +488,7 @@ def finished(path: str | os.PathLike[str]) -> StoredRun:
         about, arrays = group.attrs["scoretk_run"], _arrays(group)
         if "done" not in about:
             hint = (
-                "Its run goes on, or was stopped: the same call, with its checkpoint=, takes it up; "
+                "Its run goes on, or was stopped: the same call takes it up where it has a checkpoint=; "
                 f"what is there is read by {READ_BY_XARRAY}"
             )
             raise InvalidArgument("path", str(folder), expected, hint)
