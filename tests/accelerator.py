@@ -6,6 +6,7 @@ wrapper about a CPU tensor; a mode below autograd (`Watching`) sees every operat
 - computes on the wrapped tensors, so that results are those of the CPU to the bit;
 - refuses tensors of two devices in one operation as CUDA does: a 0-d tensor of the CPU may steer an elementwise operation, and
   an index may come from the CPU; all else raises;
+- refuses to be sent to other processes, as a device for which the process group has no backend;
 - without `float64`, refuses float64 and complex128 as MPS does;
 - writes a `Ledger`: kernels (operations that are no views), waits (where the host stands still until the device has caught up: a
   number read, a copy in either direction, a shape that depends on values), and *strays*, operations on CPU tensors with a row
@@ -202,6 +203,7 @@ class _Operation:
     may_wait: bool
     takes_numbers: bool
     writes: bool
+    sends: bool
 
 
 _OPERATIONS: dict[int, _Operation] = {}
@@ -222,6 +224,7 @@ def _operation(func) -> _Operation:
         may_wait=copies or indexes or base in WAITS or base == "repeat_interleave",
         takes_numbers=base in TAKE_NUMBERS,
         writes=func._schema.is_mutable,
+        sends=func._schema.name.startswith("c10d::"),
     )
     return _OPERATIONS.setdefault(id(func), known)
 
@@ -263,6 +266,8 @@ class Watching(TorchDispatchMode):
             if known.base == "copy" and _beside(args, kwargs):
                 _STREAMS[-1].copies.append((args[0], args[1].held))
                 return args[0]
+            if there and known.sends:
+                raise RuntimeError(f"No backend type associated with device type {NAME}")
             if there and here:
                 _refuse_mixture(func, known, args, there, here)
             out = self._carried_out(func, known, args, given, named, there)

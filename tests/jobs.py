@@ -23,8 +23,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 import scoretk as stk
 from scoretk import cli
-from scoretk.core import files
+from scoretk.core import files, noise
+from scoretk.learn import Recipe, fit
 from scoretk.run import batches, checkpoint, ranks, store
+from tests import accelerator
 
 FORK = multiprocessing.get_context("fork")
 STORES = find_spec("zarr") is not None and find_spec("xarray") is not None
@@ -186,6 +188,44 @@ def whole_on_each():
 
     refused = raised(lambda: call(DistributedDataParallel(nn.Sequential(network(), norm))))
     return refused, call(copies), call(DistributedDataParallel(network()))
+
+
+def on_a_device(folder):
+    """Draws and weights that live on a device which the process group does not serve, as they came: each kind of messages."""
+    place, net = accelerator.NAME, network()
+    noise.WINDOW_FIRST_ACCELERATOR = (
+        noise.WINDOW_FIRST
+    )  # of a window the pretended device looks at every step
+    with accelerator.pretend(), stk.distributed(timeout=60.0):
+        shift = torch.linspace(0.0, 1.0, 3).to(place)
+        field = stk.Energy(lambda x: bumpy(x - shift), (3,))
+        call = {"chains": 10, "steps": 4, "batch": 3, "device": place}
+        plan = stk.Warmup(6, pilot=4)
+        runs = {
+            "tuned": stk.sample(field, stk.MALA(), warmup=plan, checkpoint=folder / "c", **call),
+            "taken up": stk.sample(field, stk.MALA(), warmup=plan, checkpoint=folder / "c", **call),
+            "moments": stk.sample(field, stk.MALA(0.3), keep="moments", **call),
+            "a grid": stk.sample(
+                FLOW, stk.ProbabilityFlow(steps=2), chains=10, batch=3, device=place
+            ),
+        }
+        if STORES:
+            keep = stk.Zarr(folder / "d.zarr", draws=2)
+            stored = stk.sample(field, stk.HMC(0.2, 2), keep=keep, warmup=plan, **call)
+            runs["a store"] = stored
+        found = {
+            f"{name}/{part}": value
+            for name, draws in runs.items()
+            for part, value in draws._parts()[0].items()
+        }
+        net.to(place)
+        rows, loss = (
+            shift + torch.arange(12.0, device=place)[:, None] / 9,
+            lambda x, _: net(x).square(),
+        )
+        done = fit(net, loss, rows, Recipe(3, batch=8, learning_rate=0.1, parts=2))
+        found |= {f"weights/{name}": value for name, value in done.weights.items()}
+        return {name: (value.device.type, value.cpu().numpy()) for name, value in found.items()}
 
 
 def enters_again():
@@ -789,6 +829,11 @@ def killed_at(folder, place):
     return died, again, sorted(path.name for path in folder.iterdir())
 
 
+def made(folder):
+    folder.mkdir()
+    return folder
+
+
 def all_of_them(folder):
     """All jobs of the default tests: what every rank of every job had, by the names of jobs and numbers of ranks."""
     found = {"one process": one_process()}
@@ -807,6 +852,8 @@ def all_of_them(folder):
         "counted": (Job(2, counted), None),
         "command": (Job(2, command, folder), None),
         "fsdp": (Job(2, in_teams, "fsdp", folder / "fsdp", stk.MALA()), None),
+        "on a device": (Job(2, on_a_device, made(folder / "device")), None),
+        "on a device, alone": (Job(1, on_a_device, made(folder / "device-alone")), None),
         "other teams": (Job(2, other_teams), None),
         "loses one": (Job(2, loses_one_of_its_team, folder / "loses"), None),
         "whole on each": (Job(2, whole_on_each), None),

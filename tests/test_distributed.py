@@ -22,7 +22,7 @@ import scoretk as stk
 from scoretk.errors import RankFailure
 from scoretk.run import group, messages
 from scoretk.run import ranks as processes
-from tests import jobs
+from tests import accelerator, jobs
 from tests.processes import environment
 
 HERE = Path(__file__).parent
@@ -114,6 +114,21 @@ def test_copies_of_a_network_are_no_team(found):
         assert "net.module" in text
         for x in draws:
             assert np.array_equal(x, found["whole network"])
+
+
+def test_what_lives_on_a_device_stays_there(found):
+    """Whatever ranks tell one another goes by the host where the process group does not serve the device, and comes back.
+
+    Nothing is mixed: an operation on tensors of both raises there. Draws, moments, what was tuned, weights: to the bit.
+    """
+    (alone,) = found["on a device, alone"].values()
+    on_it = {name for name, (place, _) in alone.items() if place == accelerator.NAME}
+    assert {"tuned/x", "moments/var", "a grid/final", "weights/0.weight"} <= on_it
+    for ranks in found["on a device"].values():
+        assert ranks.keys() == alone.keys()
+        for name, (place, value) in ranks.items():
+            assert place == alone[name][0], name
+            assert np.array_equal(value, alone[name][1]), name
 
 
 def test_who_keeps_the_store_leaves_last(found):

@@ -502,6 +502,7 @@ def test_a_parameter_that_no_process_has_a_gradient_of_stays_without(monkeypatch
     """An optimiser leaves those as they are; a gradient of zeros would let momentum and decay move them."""
     monkeypatch.setattr(processes, "process_count", lambda: 2)
     monkeypatch.setattr(processes.distributed, "all_reduce", lambda message: message.mul_(2))
+    monkeypatch.setattr(processes, "carrier", lambda place: place)
     used, unused = (nn.Parameter(torch.ones(n)) for n in (3, 2))
     used.grad = torch.tensor([1.0, 2.0, 3.0])
     assert float(processes.summed([used, unused], torch.tensor(0.5))) == 1.0

@@ -1,7 +1,7 @@
 """What the processes of one training (`torchrun`, torch.distributed) send to one another.
 
 With a single process these functions do nothing but return what they were given. Gradients are
-summed in one message a step.
+summed in one message a step, on the device where they are if the process group serves it.
 """
 
 from __future__ import annotations
@@ -55,7 +55,9 @@ def same_start(module: nn.Module) -> None:
     """Give every process the parameters and buffers of the first."""
     if process_count() > 1:
         for tensor in module.state_dict().values():
-            distributed.broadcast(tensor.detach(), 0)
+            message = tensor.detach().to(carrier(tensor.device))
+            distributed.broadcast(message, 0)
+            tensor.detach().copy_(message)
 
 
 def summed(parameters: Sequence[nn.Parameter], value: Tensor) -> Tensor:
@@ -74,7 +76,9 @@ def summed(parameters: Sequence[nn.Parameter], value: Tensor) -> Tensor:
     has = torch.tensor([p.grad is not None for p in parameters], device=value.device)
     grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
     message = torch.cat([v.detach().to(wide).flatten() for v in (value, has, *grads)])
-    distributed.all_reduce(message)
+    carried = message.to(carrier(message.device))
+    distributed.all_reduce(carried)
+    message = carried.to(message.device)
     sums = message[1 + len(parameters) :].split([p.numel() for p in parameters])
     for p, some, total in zip(parameters, message[1:].tolist(), sums, strict=False):
         p.grad = total.view_as(p).to(p) if some else None
