@@ -678,6 +678,17 @@ def test_a_plain_process_is_a_job_of_one():
     assert stk.sample(jobs.FIELD, stk.MALA(0.3), chains=60, steps=1).provenance["batch"] == 60
 
 
+@pytest.mark.parametrize("name", group.STARTED)
+def test_processes_that_are_no_job_are_told(name, monkeypatch):
+    """`srun python script.py`: each of them makes all chains."""
+    monkeypatch.setenv(name, "4")
+    with pytest.warns(UserWarning, match=f"{name}=4: .* torchrun"), stk.distributed() as ranks:
+        assert ranks.world_size == 1
+    monkeypatch.setenv(name, "1")  # a task of an array
+    with stk.distributed():
+        pass
+
+
 def test_gradients_are_a_process_s_own():
     start = torch.zeros(8, 3, requires_grad=True)
     with stk.distributed():

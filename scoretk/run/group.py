@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scoretk.core.warned import warn
 from scoretk.errors import RankFailure
 
 __all__ = [
@@ -29,6 +30,9 @@ __all__ = [
 
 TIMEOUT = 600.0
 """Seconds without a word after which a rank is said to hang."""
+
+STARTED = ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
+"""Variables in which what starts processes says how many there are: torchrun, srun, Open MPI, MPICH."""
 
 _ENTERED = count()
 _STORES: dict[tuple[object, ...], Any] = {}
@@ -74,6 +78,7 @@ def joined(timeout: float = TIMEOUT) -> Iterator[tuple[Ranks, Any]]:
         _leave()
         return
     if not {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
+        _warn_of_others()
         store = dist.HashStore() if dist.is_available() else None
         yield Ranks(), store
         return
@@ -86,6 +91,18 @@ def joined(timeout: float = TIMEOUT) -> Iterator[tuple[Ranks, Any]]:
         _leave()
     finally:
         dist.destroy_process_group()
+
+
+def _warn_of_others() -> None:
+    """Tell of processes that were started together, and are no job: each would do all, without a word."""
+    for name in STARTED:
+        said = os.environ.get(name, "")
+        if said.isdecimal() and int(said) > 1:
+            warn(
+                f"{name}={said}: there are {said} processes, and they are no job of torch.distributed, "
+                f"so that each does all of the work. Start them by torchrun, or set RANK, WORLD_SIZE, "
+                f"MASTER_ADDR and MASTER_PORT"
+            )
 
 
 def _leave() -> None:
