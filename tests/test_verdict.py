@@ -13,6 +13,7 @@ from scoretk.diagnostics.verdict import RATE, Sampler
 from scoretk.errors import Status
 from scoretk.models.targets.mixture import gaussian
 from tests.marks import slow_but
+from tests.recorded import recorded
 from tests.verdicts import (
     BROKEN,
     REAL,
@@ -44,6 +45,7 @@ def kinds(run: Run, seed: int = 0) -> set[str]:
 def test_nothing_is_found_in_a_well_mixed_run(run):
     summary = run.summary(7)
     assert summary.ok, summary.verdict
+    recorded(f"summary of: {run.name}, 7", (summary, str(summary)))
 
 
 @pytest.mark.slow
@@ -91,7 +93,9 @@ def test_the_tables_are_as_large_as_they_say():
     ids=lambda run: run.name,
 )
 def test_every_broken_run_is_found(run):
-    assert not run.summary(0).ok
+    summary = run.summary(0)
+    assert not summary.ok
+    recorded(f"summary of: {run.name}", (summary, str(summary)))
 
 
 @pytest.mark.slow

@@ -123,11 +123,13 @@ def copies(x: Tensor, train: Tensor, held_out: Tensor, quantile: float = 0.01) -
             copy.
 
     Raises:
-        InvalidArgument: For empty or non-finite samples or data.
+        InvalidArgument: For empty or non-finite samples or data, or a quantile outside [0, 1].
     """
     rows = [
         sample_rows(name, v) for name, v in (("x", x), ("train", train), ("held_out", held_out))
     ]
     ours, real = (torch.cdist(r, rows[1]).amin(1) for r in (rows[0], rows[2]))
-    limit = torch.quantile(real, finite("quantile", quantile))
+    if not 0 <= finite("quantile", quantile) <= 1:
+        raise InvalidArgument("quantile", quantile, "a share in [0, 1]")
+    limit = torch.quantile(real, quantile)
     return Copies(float(ours.mean()), float(real.mean()), float((ours < limit).double().mean()))

@@ -189,6 +189,8 @@ class ContrastiveDivergence:
         if not named and not isinstance(self.start, ReplayBuffer):
             raise InvalidArgument("start", self.start, "'data', 'noise' or a ReplayBuffer")
         derive(self.seed, 0)  # refuses what is no seed
+        if finite("energy_decay", self.energy_decay) < 0:
+            raise InvalidArgument("energy_decay", self.energy_decay, "at least 0")
         self.calls = 0
         self.part = 0
         self.last: dict[str, float] = {}

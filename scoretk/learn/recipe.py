@@ -94,6 +94,11 @@ class Recipe:
         for name in ("decay", "held_out"):
             if not 0 <= finite(name, getattr(self, name)) < 1:
                 raise InvalidArgument(name, getattr(self, name), "a share in [0, 1)")
+        betas = self.betas if isinstance(self.betas, tuple | list) else ()
+        if len(betas) != 2 or not all(0 <= finite("betas", beta) < 1 for beta in betas):
+            raise InvalidArgument("betas", self.betas, "two shares in [0, 1)")
+        if finite("weight_decay", self.weight_decay) < 0:
+            raise InvalidArgument("weight_decay", self.weight_decay, "at least 0")
         option("schedule", self.schedule, ("cosine", "constant"))
         for name in ("patience", "parts"):
             if getattr(self, name) is not None:

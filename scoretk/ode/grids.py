@@ -63,8 +63,18 @@ def uniform(steps: int) -> Tensor:
 
 
 def levels(path: GaussianPath, t: Tensor) -> Tensor:
-    """`sigma/alpha` at times t, like t; `inf` where alpha = 0."""
+    """`sigma/alpha` at times t, like t; `inf` where alpha = 0.
+
+    Raises:
+        InvalidArgument: The path is none.
+    """
+    _check_path(path)
     return path.sigma(t) / path.alpha(t)
+
+
+def _check_path(path: Any) -> None:
+    if not isinstance(path, GaussianPath):
+        raise InvalidArgument("path", path, "a GaussianPath such as scoretk.VP()")
 
 
 def logistic(path: GaussianPath, steps: int, exponent: float = 0.8) -> Tensor:
@@ -236,8 +246,10 @@ def table(path: GaussianPath, given: Sequence[float], steps: int | None = None) 
         `(steps + 1,)`.
 
     Raises:
-        InvalidArgument: The levels do not decrease, are negative, or cannot be interpolated.
+        InvalidArgument: The path is none, or the levels do not decrease, are negative, or cannot be
+            interpolated.
     """
+    _check_path(path)
     decreasing = "at least two decreasing levels sigma/alpha, none negative"
     level = floats("given", given, decreasing).cpu().flatten()
     if len(level) < 2 or not bool((level.diff() < 0).all()) or float(level[-1]) < 0:

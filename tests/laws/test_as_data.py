@@ -14,7 +14,7 @@ from scoretk.core.streams import Stream
 from scoretk.fields.resolve import resolve
 from scoretk.fields.states import uniform_states
 from scoretk.run.capture import compiled_for, on_data
-from scoretk.solvers.base import as_data, traits
+from scoretk.solvers.base import as_data, is_grid, traits
 from scoretk.solvers.warmup.tuned import Before, Tuned
 from tests.laws.test_settings import SETTINGS, SITES, STATIC, TIMED, D, N
 
@@ -59,6 +59,27 @@ def test_a_step_takes_its_numbers_as_tensors(solver):
     for one, other in zip(tensors, numbers, strict=True):
         assert one.dtype == other.dtype
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5, equal_nan=True)
+
+
+def all_of(solver, bound, state, noise):
+    """The steps of a whole grid, or two."""
+    count = len(solver.milestones(bound)) - 1 if is_grid(solver) else 2
+    found = []
+    for _ in range(count):
+        state, info = solver.step(bound, state, noise)
+        found += [v for v in tree_leaves((tuple(state), info)) if isinstance(v, torch.Tensor)]
+    return found
+
+
+@pytest.mark.parametrize("solver", [CLIPPED, *(s for s, _ in CAPTURED if s.capturable)], ids=repr)
+def test_a_step_as_the_compiler_traces_it_is_the_step(solver, monkeypatch):
+    """What is written twice, for graphs and for eager steps, is the same: numbers of a table, noise, loops, checks."""
+    bound, state, noise = begun(solver, torch.float64)
+    eager = all_of(solver, bound, state, noise)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    bound, state, noise = begun(solver, torch.float64)
+    for one, other in zip(all_of(solver, bound, state, noise), eager, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9, equal_nan=True)
 
 
 def fed(solver):

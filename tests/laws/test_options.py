@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 import scoretk as stk
 from scoretk.fields.base import NormalBase
+from tests.recorded import recorded
 
 D = 3
 SCALES = torch.tensor([0.3, 1.0, 2.5])
@@ -381,7 +382,9 @@ def as_usual(answer, usual):
     ids=[f"{kind.__name__}-{name}" for kind, _, name, *_ in CASES],
 )
 def test_another_value_of_an_option_gives_another_answer(kind, answer, name, value, usual):
-    assert not same(as_usual(answer, usual), answer(**usual | {name: value}))
+    other = answer(**usual | {name: value})
+    assert not same(as_usual(answer, usual), other)
+    recorded(f"{kind.__name__} {sorted(usual)} with {name}", other)
 
 
 def options_of(made):

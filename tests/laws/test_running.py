@@ -532,3 +532,28 @@ def test_chains_of_other_batches_go_on_where_one_of_the_pilot_fails_at_its_start
     assert stk.sample(law, stk.MALA(), init=init, **run).ok.tolist() == [True, False] + [True] * 4
     init[:3] = 100.0
     assert not stk.sample(law, stk.MALA(), init=init, **run).ok.any()
+
+
+ASKS = {
+    "sample": lambda: stk.sample(GAUSSIAN, stk.ULA(0.1), chains=2, steps=2),
+    "contrastive divergence": lambda: stk.ContrastiveDivergence(stk.ULA(0.1), 2)(
+        GAUSSIAN, torch.ones(2, 2)
+    ),
+    "log_partition": lambda: stk.log_partition(
+        GAUSSIAN, levels=2, chains=16, pilot=16, check=False, kernel=stk.MALA(0.1)
+    ),
+    "encode": lambda: stk.encode(IN_TIME, torch.ones(2, 2), method="euler", steps=2),
+    "log_prob": lambda: stk.log_prob(IN_TIME, torch.ones(2, 2), method="euler", steps=2),
+}
+GAUSSIAN = stk.Energy(lambda x: x.square().sum(1) / 2, (2,))
+IN_TIME = stk.Diffusion(lambda x, t: x, (2,), stk.VP(), "noise")
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("name", ASKS)
+def test_nothing_is_compiled_unless_it_is_asked_for(name, monkeypatch):
+    def compiled(*_, **__):
+        raise AssertionError("the compiler was asked")
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    ASKS[name]()

@@ -15,6 +15,7 @@ from scoretk.fields.resolve import resolve
 from scoretk.fields.states import uniform_states
 from scoretk.solvers.base import is_grid, traits
 from scoretk.solvers.importance import Ladder
+from tests.recorded import recorded
 
 N, D = 4, 3
 SCALES = torch.tensor([0.3, 1.0, 2.5], dtype=torch.float64)
@@ -166,6 +167,8 @@ def test_another_value_of_a_setting_makes_another_run(solver, name, value):
     (one, learned), (other, learns) = usual(solver), made(replace(solver, **{name: value}))
     pairs = zip(one, other, strict=True) if len(one) == len(other) else []
     assert learned != learns or not pairs or not all(torch.equal(a, b) for a, b in pairs)
+    if not isinstance(solver, Deaf):
+        recorded(f"{solver!r} with {name}={value!r}", (other, learns))
 
 
 def test_every_setting_of_every_solver_is_asked_about():

@@ -2,7 +2,7 @@
 
 `first.toml`, `fresh.toml` and `third.toml` to `sixth.toml` hold, by file of the package, edits
 `[old text, new text, what is wrong]`, with a fourth entry where the edit changes nothing that can be observed: why.
-`covers.toml` holds, by file or folder, the tests that cover it.
+`covers.toml` holds, by file or folder, the tests that cover it, and by room those that cover all of it.
 """
 
 import tomllib
@@ -48,11 +48,16 @@ def mutants(*rounds: str) -> list[Mutant]:
 
 
 @cache
-def covers() -> dict[str, list[str]]:
-    return tomllib.loads((HERE / "covers.toml").read_text())["covers"]
+def covers(table: str = "covers") -> dict[str, list[str]]:
+    return tomllib.loads((HERE / "covers.toml").read_text())[table]
 
 
 def covering(file: str) -> list[str]:
-    """The test files for a file of the package, the cheapest first: of the longest name in the table that begins the file's."""
+    """The test files for a file of the package, the cheapest first.
+
+    Those of the longest name in the table that begins the file's, and after the first of them those of its room.
+    """
     known = [name for name in covers() if file == name or file.startswith(f"{name.rstrip('/')}/")]
-    return [f"tests/{name}" for name in covers()[max(known, key=len)]]
+    first, *others = covers()[max(known, key=len)]
+    of_room = covers("rooms").get(file.partition("/")[0], [])
+    return [f"tests/{name}" for name in dict.fromkeys([first, *of_room, *others])]

@@ -98,6 +98,8 @@ def _chosen(labels: Sequence[str], names: Sequence[str] | str | None) -> list[in
     """The numbers of the entries that are asked for: "theta" means all of theta[...]."""
     if names is None:
         return list(range(len(labels)))
+    if not isinstance(names, Sequence):
+        raise InvalidArgument("names", names, "names of variables or entries")
     variable = [label.partition("[")[0] for label in labels]
     found: list[int] = []
     for name in [names] if isinstance(names, str) else names:

@@ -1,0 +1,151 @@
+"""Draws, what warmup learns and a run of every solver are what they were (`tests/recorded.py`)."""
+
+from functools import cache
+
+import pytest
+import torch
+from torch import distributions as td
+
+import scoretk as stk
+from tests.laws.test_rows_alone import D
+from tests.recorded import or_error, recorded
+
+
+def network(x, t):
+    return torch.sin(3 * x) * (1 + t)[:, None]
+
+
+def energy(x):
+    return ((x / torch.tensor([0.3, 1.0, 2.5]).to(x)) ** 2 / 2 + torch.cos(2 * x)).sum(1)
+
+
+WELL = stk.Energy(energy, (D,))
+
+
+def prior(path=None):
+    return stk.Diffusion(network, (D,), path or stk.VP(), "noise")
+
+
+@cache
+def drawn(**options):
+    return stk.sample(
+        NAMED, stk.MALA(0.3), **{"chains": 5, "steps": 12, "dtype": torch.float64} | options
+    )
+
+
+NAMED = stk.Energy(
+    lambda mu, tau: tau + (mu**2).sum(1) / 2,
+    variables={"mu": stk.Variable((2,), dims=("side",)), "tau": td.constraints.positive},
+)
+
+
+DRAWS = {
+    "all": drawn,
+    "last": lambda: drawn(keep="last"),
+    "moments": lambda: drawn(keep="moments", steps=40),
+    "thin": lambda: drawn(thin=3, warmup=2, chains=range(3, 7), seed=4),
+    "one": lambda: drawn()["tau"],
+    "some chains": lambda: drawn()[[0, 2]],
+    "joined": lambda: stk.concatenate([drawn(chains=range(2)), drawn(chains=range(2, 5))]),
+    "read again": lambda: drawn(keep="last", chains=3),
+}
+
+
+@pytest.mark.parametrize("name", DRAWS)
+def test_draws(name):
+    made = DRAWS[name]()
+    if isinstance(made, torch.Tensor):
+        return recorded(f"draws {name}", made)
+    names = (
+        "ok",
+        "failures",
+        "kept",
+        "variables",
+        "moments",
+        "divergent",
+        "cost",
+        "stats",
+        "final",
+        "status",
+    )
+    parts = {
+        n: or_error(lambda n=n: (lambda v: v() if callable(v) else v)(getattr(made, n)))
+        for n in names
+    }
+    told = (
+        repr(made),
+        len(made),
+        "mu" in made,
+        "nu" in made,
+        or_error(lambda: str(made.summary())),
+        or_error(made.summary),
+    )
+    frame = or_error(
+        lambda: (lambda f: (list(f.columns), f.to_numpy(float)))(made.to_pandas().reset_index())
+    )
+    recorded(
+        f"draws {name}",
+        (parts, told, frame, or_error(lambda: made["nu"]), or_error(made._repr_html_)),
+    )
+
+
+TUNED = {
+    "mala": stk.MALA(),
+    "barker": stk.Barker(),
+    "preconditioned": stk.PreconditionedLangevin(),
+    "ghmc": stk.GHMC(),
+    "hmc": stk.HMC(metric="dense"),
+    "chees": stk.ChEES(metric="fisher"),
+    "nuts": stk.NUTS(max_depth=3),
+    "mclmc": stk.MCLMC(),
+    "adjusted": stk.AdjustedMCLMC(),
+    "tempering": stk.ParallelTempering(stk.MALA(), replicas=3),
+}
+
+
+@pytest.mark.parametrize("name", TUNED)
+def test_warmups(name):
+    run = {"chains": 8, "steps": 3, "warmup": stk.Warmup(40), "dtype": torch.float64}
+    made = or_error(lambda: stk.sample(WELL, TUNED[name], **run))
+    draws = made[0]
+    recorded(f"warmup {name}", (draws.x, draws.tuned, draws.stats, draws.cost, made[1]))
+
+
+EXAMPLES = {
+    name: solver for name, solver in stk.solvers.EXAMPLES.items() if "states" not in solver.needs
+}
+
+
+MEASURED = stk.posterior(prior(), stk.LinearGaussian(torch.eye(D), torch.ones(D), 0.7))
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_examples(name):
+    """Of every solver a whole run, with all that is told of it."""
+    solver = EXAMPLES[name]
+    static = solver.timed is False
+    run = {"chains": 8, "dtype": torch.float64} | (
+        {"steps": 6} if static and not grid_of(solver) else {}
+    )
+    made = or_error(lambda: stk.sample(WELL if static else MEASURED, solver, **run))
+    draws = made[0] if isinstance(made[0], stk.Draws) else made
+    parts = [
+        getattr(draws, n, None) for n in ("x", "final", "stats", "cost", "status", "failed_at")
+    ]
+    recorded(f"example {name}", (parts, repr(draws), made[1]))
+
+
+def grid_of(solver):
+    return callable(getattr(solver, "milestones", None))
+
+
+def test_evidence_of_any_number_of_chains():
+    """Islands are those of SMC: annealing takes chains as they are."""
+    run = {"levels": 2, "pilot": 32, "check": False, "kernel": stk.MALA(0.1)}
+    recorded(
+        "evidence",
+        [
+            or_error(lambda m=m: stk.log_partition(WELL, method=m, chains=257, **run))
+            for m in ("ais", "smc")
+        ],
+    )

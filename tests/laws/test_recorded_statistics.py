@@ -1,0 +1,236 @@
+"""Statistics and what pictures show are what they were (`tests/recorded.py`)."""
+
+from functools import cache, partial
+
+import numpy as np
+import pytest
+import torch
+from torch import distributions as td
+
+import scoretk as stk
+from scoretk import diagnostics
+from tests.recorded import or_error, randn, recorded
+
+
+def network(x, t):
+    return torch.sin(3 * x) * (1 + t)[:, None]
+
+
+def sample_of(seed, shift=0.0):
+    return randn(40, 2, seed=seed) + shift
+
+
+CHAINS = randn(6, 50, 3).cumsum(1) / 5 + randn(6, 1, 3, seed=1)
+
+
+STATISTICS = {
+    **{
+        f"ess, {m}": partial(diagnostics.ess, CHAINS, m)
+        for m in ("bulk", "tail", "mean", "std", "median", "q5", "x")
+    },
+    **{f"mcse, {m}": partial(diagnostics.mcse, CHAINS, m) for m in ("mean", "std", "median", "x")},
+    "rhat": partial(diagnostics.rhat, CHAINS),
+    "nested_rhat": partial(diagnostics.nested_rhat, CHAINS, 3),
+    "nested_rhat of an odd number": partial(diagnostics.nested_rhat, CHAINS, 4),
+    "split_rhat": partial(diagnostics.split_rhat, CHAINS),
+    "bfmi": partial(diagnostics.bfmi, CHAINS[..., 0]),
+    "balance": partial(diagnostics.balance, [3, 0, 5, 2]),
+    "copies": lambda: diagnostics.copies(sample_of(0), sample_of(1), sample_of(2), 0.1),
+    "mmd": lambda: [diagnostics.mmd(sample_of(0), sample_of(1, 0.3), b) for b in (None, 0.5)],
+    "sliced_wasserstein": lambda: diagnostics.sliced_wasserstein(
+        sample_of(0), sample_of(1, 0.3), 16, 1
+    ),
+    "mmd_test": lambda: diagnostics.mmd_test(
+        sample_of(0), sample_of(1, 0.3), permutations=60, level=0.1
+    ),
+    "sliced_test": lambda: diagnostics.sliced_wasserstein_test(
+        sample_of(0), sample_of(1, 0.3), directions=8, permutations=60
+    ),
+    "classifier_test": lambda: diagnostics.classifier_test(sample_of(0), sample_of(1, 0.5)),
+    "stein": lambda: [
+        diagnostics.kernel_stein_discrepancy(
+            sample_of(0, 0.2), lambda x: -x, kernel=k, bootstraps=60
+        )
+        for k in ("imq", "rbf")
+    ],
+    "sbc": lambda: (
+        diagnostics.sbc_ranks(sample_of(0), RANKED),
+        diagnostics.sbc_test(sample_of(0), RANKED, permutations=60),
+    ),
+    "tarp": lambda: (
+        diagnostics.tarp_ranks(sample_of(0), RANKED),
+        diagnostics.tarp_ranks(sample_of(0), RANKED, references=sample_of(4)),
+        diagnostics.tarp_test(sample_of(0), RANKED, permutations=60),
+    ),
+    "rank_band": lambda: diagnostics.rank_band(20, 9, simulations=200),
+}
+
+
+RANKED = randn(40, 9, 2, seed=3)
+
+
+@pytest.mark.parametrize("name", STATISTICS)
+def test_statistics(name):
+    recorded(f"statistic {name}", or_error(STATISTICS[name]))
+
+
+def shown(figure):
+    """What the artists of a figure hold, in order."""
+    told = []
+    for axes in figure.axes:
+        told += [
+            axes.get_title(),
+            axes.get_xlabel(),
+            axes.get_ylabel(),
+            axes.get_xlim(),
+            axes.get_ylim(),
+        ]
+        told += [str(axes.get_aspect()), axes.axison]
+        told += [
+            (np.asarray(v.get_xdata(), float), np.asarray(v.get_ydata(), float)) for v in axes.lines
+        ]
+        told += [np.array(v.get_path().vertices) for v in axes.patches]
+        told += [np.array(v.get_extents().get_points()) for v in axes.patches]
+        told += [np.ma.filled(v.get_array(), np.pi).astype(float) for v in axes.images]
+        for some in axes.collections:
+            told += [np.ma.filled(some.get_offsets(), np.pi), some.get_alpha() or 1.0]
+            for part in ("U", "V"):
+                told += [np.ma.filled(getattr(some, part), np.pi)] if hasattr(some, part) else []
+            told += (
+                []
+                if some.get_array() is None
+                else [np.ma.filled(some.get_array(), np.pi).ravel().astype(float)]
+            )
+            told += [np.asarray(some.get_sizes(), float)] if hasattr(some, "get_sizes") else []
+    return told, figure.get_suptitle(), figure.get_size_inches()
+
+
+@cache
+def drawn(**options):
+    return stk.sample(
+        NAMED, stk.MALA(0.3), **{"chains": 5, "steps": 12, "dtype": torch.float64} | options
+    )
+
+
+NAMED = stk.Energy(
+    lambda mu, tau: tau + (mu**2).sum(1) / 2,
+    variables={"mu": stk.Variable((2,), dims=("side",)), "tau": td.constraints.positive},
+)
+
+
+PLANE = stk.Energy(lambda x: ((x - 1).square() * torch.tensor([1.0, 4.0]).to(x)).sum(1) / 2, (2,))
+
+
+FLAT = stk.Diffusion(network, (2,), stk.VP(), "noise")
+
+
+PICTURES = {
+    "trace": lambda: drawn().plot(),
+    "rank": lambda: drawn().plot("rank"),
+    "pairs": lambda: drawn().plot("pairs"),
+    "some": lambda: drawn(chains=20).plot("trace", names=["tau"], most=1),
+    "samples": lambda: stk.plot.samples(drawn(chains=30)["mu"][:, -1]),
+    "numbers": lambda: stk.plot.samples(randn(50, 1)),
+    "curves": lambda: stk.plot.samples(randn(5, 9), most=3),
+    "images": lambda: stk.plot.samples(randn(7, 1, 3, 4), columns=4),
+    "a plane": lambda: stk.plot.field(PLANE),
+    "a window": lambda: stk.plot.field(
+        PLANE, bounds=(-1, 3, -1, 3), draws=stk.sample(PLANE, stk.ULA(0.1), chains=4, steps=5)
+    ),
+    "in time": lambda: stk.plot.field(FLAT, t=0.5),
+    "ways": lambda: stk.plot.field(FLAT, seed=2),
+    **{f"path {p!r}": lambda p=p: stk.plot.path(p) for p in (stk.VP(), stk.Linear(), stk.VE())},
+    **{f"data on {p!r}": lambda p=p: stk.plot.path(p, randn(30, 1)) for p in (stk.VP(), stk.VE())},
+    "planes of data": lambda: stk.plot.path(stk.VP(), randn(30, 2), seed=1),
+}
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_pictures(name, monkeypatch):
+    pytest.importorskip("matplotlib")
+    from scoretk.diagnostics.plot import chains
+
+    monkeypatch.setattr(chains, "find_spec", lambda name: None)
+    recorded(f"picture {name}", shown(PICTURES[name]()))
+
+
+def changed(chains=16, n=200, d=2, seed=0):
+    """Independent draws to be spoilt."""
+    return randn(chains, n, d, seed=seed)
+
+
+def at_a_wall():
+    """Three chains stay at 1 to the end, and others come by."""
+    x = changed()
+    x[:3, :, 0] = 1.0
+    x[3:, ::9, 0] = 1.0
+    return x
+
+
+def with_(where, value):
+    x = changed()
+    x[where] = value
+    return x
+
+
+SPOILT = {
+    "as it is": changed,
+    "a wall": at_a_wall,
+    "a wall of some": lambda: torch.where(changed() > 0.8, 0.8, changed()),
+    "on a lattice": lambda: changed().round(),
+    "on a fine lattice": lambda: (changed() * 50).round() / 50,
+    "two values": lambda: 1.0 * (changed() > 0),
+    "a chain apart": lambda: with_((0, slice(None), 0), changed()[0, :, 0] + 4),
+    "half apart": lambda: with_((slice(8), slice(None), 1), changed()[:8, :, 1] * 3),
+    "stuck from the middle": lambda: with_((slice(2), slice(100, None)), 0.3),
+    "never moved": lambda: with_((5, slice(None)), 0.7),
+    "one value in all": lambda: with_((slice(None), slice(None), 1), 2.0),
+    "all at one value": lambda: torch.ones(16, 200, 2).double(),
+    "a trend": lambda: changed() + torch.linspace(0, 3, 200)[None, :, None],
+    "a wider end": lambda: changed() * torch.linspace(1, 3, 200)[None, :, None],
+    "slow": lambda: changed().cumsum(1) / 10,
+    "slow in one": lambda: torch.stack([changed()[..., 0], changed()[..., 1].cumsum(1) / 10], -1),
+    "turns": lambda: (
+        changed() * (-1.0) ** torch.arange(200)[None, :, None]
+        + (-1.0) ** torch.arange(200)[None, :, None]
+    ),
+    "copies": lambda: changed()[:1].expand(16, -1, -1).clone(),
+    "copies of some": lambda: with_((slice(4, 8),), changed()[:4]),
+    "infinite": lambda: with_((2, 7, 1), float("inf")),
+    "NaN": lambda: with_((2, 7, 1), float("nan")),
+    "huge": lambda: changed() * 1e200,
+    "tiny": lambda: changed() * 1e-200,
+    "far from 0": lambda: changed() + 1e8,
+    "heavy tails": lambda: changed() / changed(seed=1),
+    "few chains": lambda: changed(2),
+    "one chain": lambda: changed(1),
+    "few draws": lambda: changed(n=5),
+    "one draw": lambda: changed(n=1),
+    "many entries": lambda: changed(4, 40, 30),
+}
+REPORTED = {
+    "little accepted": {"accept": torch.full((16, 200), 0.02)},
+    "all accepted": {"accept": torch.ones(16, 200)},
+    "diverging": {"diverging": (torch.arange(200) % 50 == 0).expand(16, 200).double()},
+    "slow energies": {"energy": changed()[..., 0].cumsum(1)},
+    "energies": {"energy": changed()[..., 0]},
+    "energies that drift": {"energy": changed()[..., 0] + torch.linspace(0, 5, 200)},
+    "weights": {"log_weight": 4 * changed()[..., 0]},
+    "swaps": {"swap": torch.zeros(16, 200)},
+    "deep trees": {"depth": torch.full((16, 200), 10.0)},
+}
+SUMMARIES = {
+    **{name: (make, {}) for name, make in SPOILT.items()},
+    **{f"{name} reported": (changed, stats) for name, stats in REPORTED.items()},
+}
+
+
+@pytest.mark.parametrize("name", SUMMARIES)
+def test_summaries(name):
+    make, stats = SUMMARIES[name]
+    x = make()
+    status = torch.zeros(len(x), dtype=torch.int64)
+    draws = stk.Draws(x=x, final=x[:, -1], status=status, failed_at=status - 1, stats=stats)
+    recorded(
+        f"spoilt: {name}", or_error(lambda: (lambda s: (s, str(s), s.verdict))(draws.summary(3)))
+    )
