@@ -29,7 +29,7 @@ FILE = Path(__file__).parent / "data" / "recorded.json"
 NUMBER = re.compile(r"(?<![\w.])-?\d+\.\d*(?:e[+-]?\d+)?(?!\w)|(?<![\w.])-?\d+e[+-]?\d+")
 ADDRESS = re.compile(r" at 0x[0-9a-f]+|/tmp/\S*")
 ROUNDING, ROUNDING_OF_SINGLES, ROUNDING_OF_TEXT = 1e-6, 1e-3, 2e-2
-SHOWN = 120
+LARGE, SHOWN = 1e3, 120
 """Longer texts are kept as their digest."""
 
 
@@ -66,13 +66,21 @@ def leaves(answer):
         yield NUMBER.sub("#", text), found, ROUNDING_OF_TEXT
 
 
+def squeezed(values):
+    """Values beyond a thousand by their logarithm, so that the largest number that there is does not hide the others."""
+    size = values.abs().clamp(min=LARGE)
+    return torch.where(
+        values.abs() > LARGE, values.sign() * LARGE * (1 + (size / LARGE).log()), values
+    )
+
+
 def summed(answer):
     """The texts of an answer as one, and of each leaf with numbers the weighted mean, its size and its rounding."""
     texts, numbers = [], []
     for text, values, rounding in leaves(answer):
         texts.append(text)
         if len(values):
-            whole = values.nan_to_num(nan=math.pi, posinf=1e6, neginf=-1e6)
+            whole = squeezed(values.nan_to_num(nan=math.pi))
             weights = torch.cos(1.0 + torch.arange(len(whole), dtype=torch.float64))
             size = float(whole.square().mean().sqrt())
             numbers.append((float((weights * whole).mean()), size, rounding))
