@@ -12,6 +12,7 @@ from torch.nn.functional import softplus
 
 import scoretk as stk
 from scoretk.bench import (
+    cox,
     evidence,
     gym,
     inverse,
@@ -119,7 +120,10 @@ def folder(tmp_path_factory):
 NEED_DATA = ("brownian", "german-credit", "item-response", "volatility")
 
 
-@pytest.mark.parametrize("name", [n for n in BUILT_IN_TARGETS if not n.startswith("ising")])
+SMOOTH = [n for n in BUILT_IN_TARGETS if not n.startswith(("ising", "cox"))]
+
+
+@pytest.mark.parametrize("name", SMOOTH)
 def test_gradients_are_those_of_finite_differences(name, folder):
     target = load_target(name, folder)
     x = normals(3, target.dim, seed=1) / 2
@@ -432,6 +436,140 @@ def test_log_z_of_wells_and_normals():
     assert torch.allclose(-target.field.energy(x) - target.log_z, of_law)
 
 
+def test_the_40_normals_are_those_of_the_literature():
+    """The first, another and the last of their means, as other libraries have them written out; all weigh as much."""
+    field = load_target("gaussians-40").field
+    quoted = {0: (-0.2995, 21.4577), 1: (-32.9218, -29.4376), 7: (-16.4889, 1.4817)}
+    for k, mean in quoted.items():
+        assert field.means[k].tolist() == pytest.approx(mean, abs=5e-5)
+    assert torch.equal(field.stds, softplus(torch.ones(40, **DOUBLE)))
+    assert torch.equal(field.weights, torch.full((40,), 1 / 40, **DOUBLE))
+    assert field.means.abs().max() < 40
+    assert len(field.means.unique(dim=0)) == 40
+    along = torch.linspace(-50, 50, 501, **DOUBLE)
+    mass = (-field.energy(torch.cartesian_prod(along, along))).logsumexp(0) + 2 * math.log(0.2)
+    assert float(mass) == pytest.approx(0, abs=1e-9)
+
+
+PLACES = "0.01,0.02\n0.99,0.02\n1,1\n0.99,0.99\n0.51,0.26\n"
+
+
+@pytest.fixture(scope="module")
+def pines(tmp_path_factory):
+    made = tmp_path_factory.mktemp("pines")
+    (made / "finpines.csv").write_text(PLACES)
+    return made
+
+
+def test_places_are_counted_in_their_cells(pines):
+    counts = cox._counts(pines)
+    there = {(0, 0): 1, (39, 0): 1, (39, 39): 2, (20, 10): 1}
+    assert counts.shape == (40, 40)
+    assert {at: int(counts[at]) for at in there} == there
+    assert int(counts.sum()) == 5
+
+
+@pytest.mark.parametrize("whitened", [False, True])
+def test_a_cox_process_is_a_normal_law_times_poisson_counts(whitened):
+    """With torch's own laws; the likelihood leaves out what hangs on the counts and the cells' area alone."""
+    counts = torch.tensor([[0.0, 2.0, 1.0], [3.0, 0.0, 0.0], [1.0, 0.0, 4.0]], **DOUBLE)
+    at = torch.cartesian_prod(torch.arange(3.0, **DOUBLE), torch.arange(3.0, **DOUBLE))
+    apart = (at[:, None] - at[None]).square().sum(-1).sqrt()
+    covariance, mean = 1.91 * (-apart * 33 / 3).exp(), math.log(126) - 1.91 / 2
+    factor = torch.linalg.cholesky(covariance)
+    w = normals(4, 9, seed=9)
+    f = mean + w @ factor.T
+    seen = D.Poisson(f.exp() / 9).log_prob(counts.flatten())
+    left_out = -counts.flatten() * math.log(9) - (counts.flatten() + 1).lgamma()
+    prior = (
+        D.Normal(0.0, 1.0).log_prob(w).sum(1)
+        if whitened
+        else D.MultivariateNormal(torch.full((9,), mean, **DOUBLE), covariance).log_prob(f)
+    )
+    right = prior + (seen - left_out).sum(1)
+    field = cox.Cox.of(counts, whitened)
+    torch.testing.assert_close(-field.energy(w if whitened else f), right, rtol=0, atol=1e-9)
+
+
+def test_whitened_or_not_log_z_is_the_same():
+    """Of one cell, by sums over a grid, and by the normal law about its peak."""
+    x = torch.linspace(-12, 12, 4001, **DOUBLE)[:, None]
+    counts, found = torch.tensor([[126.0]], **DOUBLE), []
+    for whitened, points in ((True, x), (False, 1.91**0.5 * x + math.log(126) - 1.91 / 2)):
+        step = math.log(float(points[1] - points[0]))
+        energy = cox.Cox.of(counts, whitened).energy(points)
+        found.append(float((-energy).logsumexp(0)) + step)
+    prior = D.Normal(math.log(126) - 1.91 / 2, 1.91**0.5).log_prob(double(math.log(126)))
+    laplace = 126 * math.log(126) - 126 + float(prior) + math.log(2 * math.pi / 126) / 2
+    assert found[0] == pytest.approx(found[1], abs=1e-9)
+    assert found[0] == pytest.approx(laplace, abs=5e-3)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("name", ["cox", "cox-whitened"])
+def test_the_pines_have_1600_coordinates(name, pines):
+    """Both energies at one f; the log Z of the literature has an error, which counts."""
+    target = load_target(name, pines)
+    assert (target.dim, target.log_z, target.log_z_error) == (1600, 512.6, 0.05)
+    lower = load_target("cox-whitened", pines).field.factor
+    w = normals(2, 1600, seed=3)
+    f = math.log(126) - 1.91 / 2 + w @ lower.T
+    right = w.square().sum(1) / 2 + 800 * math.log(2 * math.pi)
+    right = right + (f.exp() / 1600).sum(1) - f @ cox._counts(pines).flatten().double()
+    if name == "cox":
+        right = right + lower.diagonal().log().sum()
+    x = w if name == "cox-whitened" else f
+    torch.testing.assert_close(target.field.energy(x), right, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("text", ["1,2\n", "0.1\n0.2\n", "0.1,0.2,0.3\n", "x,y\n", "0.1,nan\n"])
+def test_places_that_are_none_are_refused(text, tmp_path):
+    with pytest.raises(stk.InvalidArgument, match=r"finpines\.csv"):
+        load_target("cox", tmp_path)
+    (tmp_path / "finpines.csv").write_text(text)
+    with pytest.raises(stk.InvalidArgument, match="unit square"):
+        load_target("cox", tmp_path)
+
+
+def test_a_base_of_the_literature_has_rows_of_its_own(monkeypatch):
+    bases = []
+
+    def spied(*_, base):
+        bases.append(base)
+        return found()
+
+    monkeypatch.setattr(tables, "evidence_of", spied)
+    rows = list(tables.evidence(tables.Asked(targets=("gaussians-40",))))
+    assert [row["solver"] for row in rows] == ["ais", "smc", "ais/base", "smc/base"]
+    assert bases[:2] == [None, None]
+    assert bases[2] is bases[3]
+    assert torch.equal(bases[2].mean, torch.zeros(2))
+    assert torch.equal(bases[2].stddev, torch.full((2,), 40.0))
+    (row,) = tables.evidence(tables.Asked(targets=("gaussians-40",), solvers=("smc/base",)))
+    assert row["solver"] == "smc/base"
+
+
+def test_the_base_is_where_annealing_begins(monkeypatch):
+    given = []
+
+    def spied(field, base, **_):
+        given.append(base)
+        return stk.Estimate(double(0.0), double(0.1), "", {}, torch.tensor(0))
+
+    monkeypatch.setattr(evidence, "log_partition", spied)
+    target = load_target("gaussians-40")
+    evidence_of(target, "ais", 1)
+    evidence_of(target, "ais", 1, base=target.base)
+    assert given == [None, target.base]
+
+
+def test_the_error_of_the_literature_is_in_z(monkeypatch):
+    told = stk.Estimate(double(512.9), double(0.12), "", {}, torch.tensor(0))
+    monkeypatch.setattr(evidence, "log_partition", lambda *_, **__: told)
+    target = Target("some", NORMAL.field, log_z=512.6, log_z_error=0.05)
+    assert evidence_of(target, "ais", 1).z == pytest.approx((0.3 / 0.13,))
+
+
 def found(z=(0.5, -1.0), trusted=2):
     return Evidence((60.1, 60.2), (0.05, 0.06), z, trusted, 1000, 1.0)
 
@@ -446,7 +584,7 @@ def found(z=(0.5, -1.0), trusted=2):
     ],
 )
 def test_evidence_that_is_off_says_so(made, cause, monkeypatch):
-    monkeypatch.setattr(tables, "evidence_of", lambda *_: made)
+    monkeypatch.setattr(tables, "evidence_of", lambda *_, **__: made)
     (row,) = tables.evidence(tables.Asked(targets=("ising-8",), solvers=("ais",)))
     assert cause in row["cause"]
     assert (row["reached"] == "yes") == (not cause)
@@ -646,7 +784,7 @@ def test_what_is_not_reached_says_why(made, cause, monkeypatch, tmp_path):
 
 def test_bench_by_the_command_line(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(tables, "gradients_to_low_error", lambda *_: reached())
-    monkeypatch.setattr(tables, "evidence_of", lambda *_: found())
+    monkeypatch.setattr(tables, "evidence_of", lambda *_, **__: found())
     monkeypatch.setattr(tables, "distances", lambda *_: Distances((0.1, 0.2), (0.1, 0.1), ()))
     monkeypatch.setattr(tables, "calibration", lambda *_: Calibration(0.5, 0.5))
     for name in ("few-steps", "amortised"):  # tests/test_few_steps.py, tests/test_amortised.py
@@ -659,7 +797,12 @@ def test_bench_by_the_command_line(monkeypatch, tmp_path, capsys):
     assert main(["bench", "--full", "--json"]) == 0
     made = json.loads(capsys.readouterr().out)["tables"]
     of_evidence = [(row["target"], row["solver"]) for row in made["evidence"]]
-    assert of_evidence == [(t, m) for t in tables.EVIDENCE_TARGETS for m in ("ais", "smc")]
+    methods = dict.fromkeys(tables.EVIDENCE_TARGETS, ("ais", "smc"))
+    methods |= {"cox": ("",), "cox-whitened": ("",)}
+    methods["gaussians-40"] = ("ais", "smc", "ais/base", "smc/base")
+    assert of_evidence == [(t, m) for t, ms in methods.items() for m in ms]
+    without = [row for row in made["evidence"] if not row["solver"]]
+    assert all("finpines.csv" in row["cause"] and row["reached"] == "no" for row in without)
     assert len(made["posteriors"]) == len(inverse.PROBLEMS) * len(inverse.CONTESTANTS)
     rows = made["low-error"]
     assert {row["target"] for row in rows} == set(tables.LOW_ERROR_TARGETS)
@@ -676,6 +819,7 @@ def test_bench_by_the_command_line(monkeypatch, tmp_path, capsys):
         ["--solver", "nothing", "--target", "banana"],
         ["--data", "nothing-there"],
         ["--target", "brownian"],
+        ["evidence", "--target", "cox"],
         ["evidence", "--target", "banana"],
         ["low-error", "--target", "ising-8"],
     ],

@@ -2,14 +2,16 @@ r"""Evidence: log Z where it is known, by `log_partition` as it comes, over seve
 
 With the error z_s of seed s in its own standard errors, `sum_s z_s^2` is chi-squared where estimates are
 normal about the truth with the errors that they say. Both a bias and standard errors that are too small
-make it large.
+make it large. Where log Z is a number of the literature's, its own error is in the standard errors of z.
 """
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -56,7 +58,9 @@ class Evidence:
         return float(torch.special.gammaincc(*half.double()))
 
 
-def evidence_of(target: Target, method: str, seeds: int, seed: int = 0) -> Evidence:
+def evidence_of(
+    target: Target, method: str, seeds: int, seed: int = 0, *, base: Any = None
+) -> Evidence:
     """Find a target's log Z by `log_partition` as it comes.
 
     Args:
@@ -64,6 +68,7 @@ def evidence_of(target: Target, method: str, seeds: int, seed: int = 0) -> Evide
         method: As in `log_partition`.
         seeds: How many times.
         seed: From which the seeds are derived.
+        base: As in `log_partition`.
 
     Raises:
         InvalidArgument: The target's log Z is not known.
@@ -74,14 +79,17 @@ def evidence_of(target: Target, method: str, seeds: int, seed: int = 0) -> Evide
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what is not to be trusted is counted
         found = [
-            log_partition(target.field, method=method, seed=derive(seed, s), progress=False)
+            log_partition(target.field, base, method=method, seed=derive(seed, s), progress=False)
             for s in range(seeds)
         ]
     value, stderr = (tuple(float(getattr(f, name)) for f in found) for name in ("value", "stderr"))
     return Evidence(
         value,
         stderr,
-        tuple((v - target.log_z) / e for v, e in zip(value, stderr, strict=True)),
+        tuple(
+            (v - target.log_z) / math.hypot(e, target.log_z_error)
+            for v, e in zip(value, stderr, strict=True)
+        ),
         sum(int(f.status) == Status.OK for f in found),
         max(found[0].cost.get(kind, 0) for kind in ("energy", "score")),
         (time.perf_counter() - started) / seeds,

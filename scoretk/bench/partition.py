@@ -13,6 +13,8 @@ References:
     Noé, Olsson, Köhler, Wu, "Boltzmann generators" (2019), for wells of this kind; Midgley and
     others, "Flow annealed importance sampling bootstrap" (2023), for the many of them.
     Zhang, Chen, "Path integral sampler" (2022), for the 25 Gaussians.
+    Midgley and others again for the 40: `fab-torch`, `fab/target_distributions/gmm.py`, as its
+    experiments make them.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.distributions import Independent, Normal
 
 from scoretk.bench.target import Target
 from scoretk.models.targets.analytic import Funnel
@@ -33,6 +36,7 @@ __all__ = [
     "ManyWell",
     "funnel",
     "gaussians",
+    "gaussians_40",
     "ising_8",
     "ising_16",
     "ising_16_cold",
@@ -86,6 +90,20 @@ def gaussians(data: Path | None) -> Target:
     means = torch.cartesian_prod(along, along)
     field = GaussianMixture(means, means.new_full((25,), math.sqrt(0.3)), means.new_ones(25))
     return Target("gaussians-25", field, log_z=0.0)
+
+
+def gaussians_40(data: Path | None) -> Target:
+    """40 normals, their means uniform in [-40, 40]^2 by torch's generator at seed 0, normalised.
+
+    The literature's: in float32, standard deviations softplus(1). So many modes are out of sight of
+    where chains start; the literature tells its methods the scale, N(0, 40^2 I).
+    """
+    generator = torch.Generator().manual_seed(0)
+    means = ((torch.rand(40, 2, generator=generator) - 0.5) * 2 * 40).double()
+    std = math.log1p(math.e)
+    field = GaussianMixture(means, means.new_full((40,), std), means.new_ones(40))
+    wide = Independent(Normal(torch.zeros(2), torch.full((2,), 40.0)), 1)
+    return Target("gaussians-40", field, log_z=0.0, base=wide)
 
 
 def kaufman(size: int, coupling: float) -> float:

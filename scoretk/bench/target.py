@@ -141,6 +141,8 @@ class Target:
         published: What the literature reached on it.
         note: What a reader of the table has to know.
         log_z: Its log partition function, None where it is not known.
+        log_z_error: The standard error of `log_z`, 0 where it is exact.
+        base: Where the literature's annealing begins, None for where `log_partition` does.
         reference: Draws of its law, None where there are none; its field has named variables.
     """
 
@@ -150,6 +152,8 @@ class Target:
     published: Published = field(default_factory=Published)
     note: str = ""
     log_z: float | None = None
+    log_z_error: float = 0.0
+    base: Any = None
     reference: Reference | None = None
 
     @property
