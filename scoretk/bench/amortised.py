@@ -8,6 +8,7 @@ Posteriors of both tasks are exact:
                       theta given x ~ N(x / 2, I / 20)
     two_moons         theta ~ U(-1, 1)^2, x = p + (-|theta_1 + theta_2|, theta_2 - theta_1) / sqrt 2,
                       p = (r cos a + 1/4, r sin a), a ~ U(-pi / 2, pi / 2), r ~ N(.1, .01^2)
+    slcp              `scoretk.bench.slcp`
 
 The second one's is drawn by inversion: p as above, `s = -(x - p)_1` and `d = (x - p)_2` are |theta_1 + theta_2|
 and theta_2 - theta_1 over sqrt 2, where s >= 0; theta is one of two points, evenly, and counts where it is in the
@@ -25,6 +26,7 @@ References:
     Lopez-Paz, Oquab, "Revisiting classifier two-sample tests" (2017).
     Wildberger, Dax, Buchholz, Green, Macke, Schölkopf, "Flow matching for scalable simulation-based
     inference" (2023).
+    Durkan, Bekasov, Murray, Papamakarios, "Neural spline flows" (2019).
 """
 
 from __future__ import annotations
@@ -41,9 +43,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from scoretk.adapters.flows import from_flow
 from scoretk.bench.rows import Asked, Measured, Row, Table
+from scoretk.bench.slcp import slcp, slcp_exact
 from scoretk.core.dependencies import required
-from scoretk.core.noise import derive
+from scoretk.core.noise import Noise, derive
+from scoretk.errors import MissingDependency
 from scoretk.fields import Velocity
 from scoretk.inference.sampling import sample
 from scoretk.learn.fitting import fit
@@ -51,7 +56,20 @@ from scoretk.learn.losses import flow_matching, stratified
 from scoretk.learn.recipe import Recipe
 from scoretk.solvers import ProbabilityFlow
 
-__all__ = ["AMORTISED", "TASKS", "Posterior", "Task", "amortised", "c2st", "learned"]
+__all__ = [
+    "AMORTISED",
+    "LEARNERS",
+    "TASKS",
+    "FlowPlan",
+    "FlowPosterior",
+    "Plan",
+    "Posterior",
+    "Task",
+    "amortised",
+    "c2st",
+    "learned",
+    "learned_flow",
+]
 
 FOLDS, FLOORS = 5, 2
 """Of a classifier; of how many measurements exact draws are told from exact draws."""
@@ -116,6 +134,7 @@ TASKS: Mapping[str, Task] = MappingProxyType(
     {
         "two-moons": Task(_moons, _moons_exact, {1_000: 0.725, 10_000: 0.606}),
         "gaussian-linear": Task(_linear, _linear_exact, {1_000: 0.694, 10_000: 0.552}),
+        "slcp": Task(slcp, slcp_exact, {1_000: 0.975, 10_000: 0.901}),
     }
 )
 
@@ -148,7 +167,7 @@ class ConditionalVelocity(nn.Module):
 
 @dataclass(frozen=True, eq=False)
 class Posterior:
-    """What was learned.
+    """What flow matching learned.
 
     Args:
         field: The velocity of standardised parameters, given the standardised measurement "given".
@@ -162,22 +181,46 @@ class Posterior:
 
     def drawn(self, x: Tensor, n: int, seed: int = 0) -> Tensor:
         """Draws given a measurement x `(k,)`: `(n, d)`, float64."""
-        d = len(self.centre) - len(x)
-        given = ((x - self.centre[d:]) / self.scale[d:]).float()
+        cond = {"given": _standardised(self, x).expand(n, -1)}
         draws = sample(
-            self.field,
-            ProbabilityFlow(steps=32),
-            n,
-            seed=seed,
-            cond={"given": given.expand(n, -1)},
-            progress=False,
+            self.field, ProbabilityFlow(steps=32), n, seed=seed, cond=cond, progress=False
         )
-        return self.centre[:d] + self.scale[:d] * draws.final.double()
+        return _back(self, draws.final)
+
+
+@dataclass(frozen=True, eq=False)
+class FlowPosterior:
+    """What a normalizing flow learned.
+
+    Args:
+        field: The flow of standardised parameters, given the standardised measurement "c".
+        centre: As in `Posterior`.
+        scale: As in `Posterior`.
+    """
+
+    field: Any
+    centre: Tensor
+    scale: Tensor
+
+    def drawn(self, x: Tensor, n: int, seed: int = 0) -> Tensor:
+        """Draws given a measurement x `(k,)`: `(n, d)`, float64."""
+        given = _standardised(self, x).expand(n, -1)
+        return _back(self, self.field.draw(n, Noise(seed, n), c=given))
+
+
+def _standardised(posterior: Posterior | FlowPosterior, x: Tensor) -> Tensor:
+    d = len(posterior.centre) - len(x)
+    return ((x - posterior.centre[d:]) / posterior.scale[d:]).float()
+
+
+def _back(posterior: Posterior | FlowPosterior, theta: Tensor) -> Tensor:
+    d = theta.shape[1]
+    return posterior.centre[:d] + posterior.scale[:d] * theta.double()
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How a posterior is learned.
+    """How a posterior is learned by flow matching.
 
     Args:
         steps: Of the optimiser.
@@ -190,8 +233,19 @@ class Plan:
     layers: int = 4
 
 
-QUICK, FULL = (Plan(steps=500, hidden=64, layers=3), 500, 2), (Plan(), PUBLISHED_DRAWS, 10)
-"""The plan, how many draws a classifier gets, and of how many measurements."""
+@dataclass(frozen=True)
+class FlowPlan:
+    """How a posterior is learned by a normalizing flow.
+
+    Args:
+        steps: Of the optimiser, at most: held-out pairs say when to stop.
+        hidden: Units of each of the two hidden layers of a transform.
+        transforms: How many transforms there are.
+    """
+
+    steps: int = 4000
+    hidden: int = 64
+    transforms: int = 5
 
 
 def learned(theta: Tensor, x: Tensor, plan: Plan = Plan(), seed: int = 0) -> Posterior:
@@ -203,9 +257,8 @@ def learned(theta: Tensor, x: Tensor, plan: Plan = Plan(), seed: int = 0) -> Pos
         plan: The network and its training.
         seed: Of weights and batches.
     """
-    both, d = torch.cat([theta, x], 1), theta.shape[1]
-    centre, scale = both.mean(0), both.std(0)
-    rows = ((both - centre) / scale).float()
+    rows, centre, scale = _pairs(theta, x)
+    d = theta.shape[1]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed % 2**63)
         net = ConditionalVelocity(d, x.shape[1], plan.hidden, plan.layers)
@@ -218,6 +271,69 @@ def learned(theta: Tensor, x: Tensor, plan: Plan = Plan(), seed: int = 0) -> Pos
 
     fit(net, loss, rows, Recipe(plan.steps), seed=seed % 2**63)
     return Posterior(Velocity(net, (d,)), centre, scale)
+
+
+def learned_flow(
+    theta: Tensor, x: Tensor, plan: FlowPlan = FlowPlan(), seed: int = 0
+) -> FlowPosterior:
+    """Learn the posterior from pairs by the likelihood of a flow.
+
+    Args:
+        theta: Parameters, `(n, d)`.
+        x: Their simulations, `(n, k)`.
+        plan: The flow and its training.
+        seed: Of weights and batches.
+
+    Raises:
+        MissingDependency: Without zuko.
+    """
+    zuko = required("zuko", "flows", "a posterior by a normalizing flow")
+    rows, centre, scale = _pairs(theta, x)
+    d = theta.shape[1]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed % 2**63)
+        flow = zuko.flows.NSF(
+            d, x.shape[1], transforms=plan.transforms, hidden_features=[plan.hidden] * 2
+        )
+
+    def loss(rows: Tensor, generator: torch.Generator) -> Tensor:
+        likelihood: Tensor = flow(rows[:, d:]).log_prob(rows[:, :d])
+        return -likelihood
+
+    recipe = Recipe(plan.steps, batch=128, held_out=0.1, evaluations=40, patience=5)
+    fit(flow, loss, rows, recipe, seed=seed % 2**63)
+    return FlowPosterior(from_flow(flow), centre, scale)
+
+
+def _pairs(theta: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Parameters and simulations side by side, standardised, and their means and deviations."""
+    both = torch.cat([theta, x], 1)
+    centre, scale = both.mean(0), both.std(0)
+    return ((both - centre) / scale).float(), centre, scale
+
+
+class Learner(NamedTuple):
+    """A way to learn posteriors.
+
+    Attributes:
+        learned: `(theta, x, plan, seed)` to what has `drawn`.
+        quick: The plan of a minute.
+        full: The plan of hours.
+    """
+
+    learned: Callable[..., Any]
+    quick: Plan | FlowPlan
+    full: Plan | FlowPlan
+
+
+LEARNERS: Mapping[str, Learner] = MappingProxyType(
+    {
+        "flow-matching": Learner(learned, Plan(steps=500, hidden=64, layers=3), Plan()),
+        "spline-flow": Learner(learned_flow, FlowPlan(200, 32, 3), FlowPlan()),
+    }
+)
+QUICK, FULL = (500, 2), (PUBLISHED_DRAWS, 10)
+"""How many draws a classifier gets, and of how many measurements."""
 
 
 def c2st(x: Tensor, y: Tensor, seed: int = 0) -> float:
@@ -244,21 +360,27 @@ def c2st(x: Tensor, y: Tensor, seed: int = 0) -> float:
 
 
 def amortised(asked: Asked) -> Iterator[Row]:
-    """The rows of "amortised": tasks by numbers of simulations; none where solvers are asked for."""
-    if asked.solvers:
-        return
+    """The rows of "amortised": tasks by numbers of simulations and ways to learn."""
     for name in asked.targets or TASKS:
         if name not in TASKS:
             continue
         for n in (1_000,) if asked.quick else (1_000, 10_000):
-            yield _made(name, n, asked)
+            for learner in LEARNERS:
+                if asked.solvers and learner not in asked.solvers:
+                    continue
+                try:
+                    yield _made(name, n, learner, asked)
+                except MissingDependency as error:
+                    yield _row(name, n, learner, {"reached": "no", "cause": str(error)})
 
 
-def _made(name: str, n: int, asked: Asked) -> Row:
+def _made(name: str, n: int, learner: str, asked: Asked) -> Row:
     task, begun = TASKS[name], time.perf_counter()
-    plan, draws, measurements = QUICK if asked.quick else FULL
+    draws, measurements = QUICK if asked.quick else FULL
+    learn, quick, full = LEARNERS[learner]
     generator = torch.Generator().manual_seed(derive(asked.seed, n) % 2**63)
-    posterior = learned(*task.simulated(n, generator), plan, derive(asked.seed, n, 1))
+    pairs = task.simulated(n, generator)
+    posterior = learn(*pairs, quick if asked.quick else full, derive(asked.seed, n, 1))
     found, floor = [], []
     for i, x in enumerate(task.simulated(measurements, generator)[1]):
         exact, other = (task.exact(x, draws, generator) for _ in range(2))
@@ -268,17 +390,32 @@ def _made(name: str, n: int, asked: Asked) -> Row:
             floor.append(c2st(exact, other, seed))
     value, stderr = statistics.fmean(found), statistics.stdev(found) / math.sqrt(len(found))
     cause = _cause(value, task.published[n], draws)
-    return {
-        "target": name,
-        "simulations": n,
+    made: Row = {
         "C2ST": Measured(value, stderr),
         "of exact draws": f"{statistics.fmean(floor):.3f}",
-        "published: NPE": f"{task.published[n]:.3f}",
         "measurements": measurements,
         "draws": draws,
         "reached": "no" if cause else "yes",
         "cause": cause,
         "seconds": time.perf_counter() - begun,
+    }
+    return _row(name, n, learner, made)
+
+
+def _row(name: str, n: int, learner: str, made: Row) -> Row:
+    """All columns, empty where nothing was made."""
+    return {
+        "target": name,
+        "solver": learner,
+        "simulations": n,
+        "C2ST": made.get("C2ST"),
+        "of exact draws": made.get("of exact draws"),
+        "published: NPE": f"{TASKS[name].published[n]:.3f}",
+        "measurements": made.get("measurements"),
+        "draws": made.get("draws"),
+        "reached": made["reached"],
+        "cause": made["cause"],
+        "seconds": made.get("seconds"),
     }
 
 
@@ -296,7 +433,8 @@ AMORTISED = Table(
     "Amortised posteriors",
     "C2ST, the held-out accuracy of a classifier between draws and exact ones, 1/2 where the laws are the same: "
     "the mean over measurements of truths of the prior with its standard error, and that between exact draws. "
-    "Posteriors are learned from simulations by conditional flow matching and sampled by 32 steps. The published "
+    "Posteriors are learned from simulations by conditional flow matching and sampled by 32 steps, or by the likelihood "
+    "of a normalizing flow of splines, and drawn. The published "
     "numbers are neural posterior estimation's in the benchmark of Lueckmann et al. (2021), on ten measurements of its "
     "own, by a like classifier on 10,000 draws; they were not checked against the paper. A row is reached at or "
     "below them, by as many draws.",
