@@ -150,29 +150,25 @@ def test_posterior_of_points_is_the_prior_times_the_likelihood():
     assert float(z.abs().max()) > z_limit(len(z)), "a tenth too wide would not be seen"
 
 
-@pytest.mark.thorough
-@pytest.mark.parametrize("seed", [3, 5])
-def test_posterior_of_points_is_what_a_long_run_finds(seed):
-    """A Hamiltonian run in the box, of measurements of the prior: another method, without grid or symmetry."""
-    theta, x = TASKS["slcp"].simulated(1, generator(seed))
+@pytest.mark.slow
+def test_posterior_of_points_is_what_a_long_run_finds():
+    """A Hamiltonian run in the box: another method, without grid or symmetry; of a scale's signs a chain sees one."""
+    theta, x = TASKS["slcp"].simulated(1, generator(3))
     box = stk.Variable((5,), torch.distributions.constraints.interval(-3.0, 3.0))
     field = stk.Energy(
         lambda theta: -log_density_of_points(theta, x.to(theta)), variables={"theta": box}
     )
-    run = stk.sample(
-        field, chains=64, steps=500, warmup=500, seed=seed, init={"theta": theta.expand(64, -1)},
-        dtype=torch.float64, progress=False,
-    )  # fmt: skip
-    sizes = torch.tensor([1, 1, 0, 0, 1], **DOUBLE)  # of the scales' signs a chain sees one
+    solver, start = stk.HMC(step_size=0.2, leapfrogs=5), {"theta": theta.expand(64, -1)}
+    run = stk.sample(field, solver, 64, 300, 150, seed=3, init=start, dtype=torch.float64)
 
     def of_sizes(t):
-        t = t * sizes + t.abs() * (1 - sizes)
+        t = torch.cat([t[..., :2], t[..., 2:4].abs(), t[..., 4:]], -1)
         return torch.cat([t, t.square(), t[..., 2:3] * t[..., 3:4], t[..., 4:] * t[..., :1]], -1)
 
     mine, exact = of_sizes(run["theta"]), of_sizes(TASKS["slcp"].exact(x[0], 20_000, generator(4)))
     error = mine.flatten(0, 1).var(0) / ess(mine) + exact.var(0) / len(exact)
     z = (mine.mean((0, 1)) - exact.mean(0)) / error.sqrt()
-    assert float(ess(mine).min()) > 400
+    assert float(ess(mine).min()) > 200
     assert float(z.abs().max()) < z_limit(len(z))
 
 

@@ -19,6 +19,7 @@ from scoretk.bench import (
     known,
     low_error,
     partition,
+    peers,
     recursion,
     spreads,
     tables,
@@ -40,6 +41,7 @@ from scoretk.bench.low_error import (
     crossing,
     gradients_to_low_error,
 )
+from scoretk.bench.low_error import reached as reached_by
 from scoretk.bench.page import write_report
 from scoretk.bench.target import Moments, Target
 from scoretk.cli import main
@@ -388,6 +390,93 @@ def test_no_block_has_the_noise_of_another(monkeypatch):
 def test_a_target_without_moments_is_refused():
     with pytest.raises(stk.InvalidArgument, match="moments"):
         gradients_to_low_error(Target("none", NORMAL.field), stk.ULA(0.1), Plan())
+
+
+# Peers.
+
+
+@pytest.mark.parametrize("name", peers.ENERGIES)
+def test_energies_of_peers_are_those_of_targets(name):
+    target = load_target(name)
+    x = 3 * normals(5, target.dim, seed=11)
+    theirs = torch.tensor([float(peers.ENERGIES[name](row)) for row in x.numpy()], **DOUBLE)
+    torch.testing.assert_close(theirs, target.field.energy(x), rtol=1e-6, atol=0)
+
+
+class Independent:
+    """Chains that draw from the law itself, seven gradients a draw, of which some fail."""
+
+    def __init__(self, failing=0):
+        self.tuning, self.failed, self.blocks = 70.0, torch.zeros(32, dtype=torch.bool), 0
+        self.failing = failing
+
+    def block(self, steps):
+        self.blocks += 1
+        self.failed[: self.failing] = True
+        return normals(32, 50, 2, seed=self.blocks), 7.0 * 50
+
+
+def test_gradients_of_any_chains_are_counted():
+    """Of independent draws of two normals: the median of the larger b^2 is below .01 after about a hundred."""
+    made = reached_by(NORMAL, Independent, Plan(chains=32, budget=7e3))
+    assert made.tuning == 70
+    assert made.failed == 0
+    assert made.run % 350 == 0
+    assert 7 * 50 < made.worst.value < 7 * 250
+    some = reached_by(NORMAL, lambda: Independent(20), Plan(chains=32, budget=7e3))
+    assert some.failed == 20
+    assert math.isinf(some.worst.value)
+    none = Target("none", NORMAL.field)
+    with pytest.raises(stk.InvalidArgument, match="moments"):
+        reached_by(none, Independent, Plan())
+
+
+def test_chains_of_a_peer_that_leave_the_numbers_have_failed():
+    run = peers.NUTSRun(None, 0.0, torch.tensor([False, True, False]))
+    x = np.zeros((3, 4, 2), np.float32)
+    x[2, 1, 0] = np.nan
+    assert peers._taken(run, x).shape == (3, 4, 2)
+    assert run.failed.tolist() == [False, True, True]
+
+
+def test_a_peer_that_is_not_installed_is_a_row_that_says_so(monkeypatch):
+    def absent(*_):
+        raise stk.MissingDependency("blackjax", "peers", "blackjax-mclmc")
+
+    monkeypatch.setattr(peers, "PEERS", {"blackjax-mclmc": absent})
+    (row,) = tables.low_error(tables.Asked(targets=("banana",), solvers=("blackjax-mclmc",)))
+    assert row["reached"] == "no"
+    assert "scoretk[peers]" in row["cause"]
+    assert row["gradients"] is None
+    assert row["published: NUTS"] == 9789
+
+
+def test_peers_have_rows_of_the_targets_that_they_know(monkeypatch):
+    monkeypatch.setattr(tables, "gradients_to_low_error", lambda *_: reached())
+    monkeypatch.setattr(tables, "_by_peer", lambda *_: reached())
+    for target in ("banana", "rosenbrock"):
+        rows = tables.low_error(tables.Asked(quick=False, targets=(target,)))
+        found = [row["solver"] for row in rows]
+        assert found == [*tables.SOLVERS, *(peers.PEERS if target == "banana" else ())]
+    with pytest.raises(stk.InvalidArgument, match="ill-conditioned"):
+        peers.begun("numpyro-nuts", "rosenbrock", 36, Plan())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", peers.PEERS)
+def test_peers_draw_from_the_law_and_count_their_gradients(name):
+    """Where they are installed: of a normal, all within the error of their draws; fixed trees would be seen."""
+    pytest.importorskip({"blackjax-mclmc": "blackjax", "numpyro-nuts": "numpyro"}[name])
+    plan = Plan(chains=16, budget=4000)
+    run = peers.PEERS[name](lambda x: (x**2).sum() / 2, 3, plan)
+    x, gradients = run.block(64)
+    squares = x.double().square().mean((0, 1))
+    assert ((squares - 1).abs() < 0.2).all()
+    assert not run.failed.any()
+    assert gradients >= x.shape[1]
+    assert 0 < run.tuning < 20_000
+    if name == "blackjax-mclmc":
+        assert (run.tuning, gradients) == (2000, 2 * peers.MCLMC_BLOCK)
 
 
 # Evidence.
@@ -784,6 +873,7 @@ def test_what_is_not_reached_says_why(made, cause, monkeypatch, tmp_path):
 
 def test_bench_by_the_command_line(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(tables, "gradients_to_low_error", lambda *_: reached())
+    monkeypatch.setattr(tables, "_by_peer", lambda *_: reached())
     monkeypatch.setattr(tables, "evidence_of", lambda *_, **__: found())
     monkeypatch.setattr(tables, "distances", lambda *_: Distances((0.1, 0.2), (0.1, 0.1), ()))
     monkeypatch.setattr(tables, "calibration", lambda *_: Calibration(0.5, 0.5))

@@ -79,14 +79,14 @@ class Cox:
         """The negative log of the prior times the likelihood, `(batch,)`."""
         factor, mean = constant_like(self.factor, x), math.log(INTENSITY) - VARIANCE / 2
         cells = len(self.counts)
-        constant = cells * math.log(2 * math.pi) / 2
+        prior: float | Tensor = cells * math.log(2 * math.pi) / 2
         if self.whitened:
             white, f = x, mean + x @ factor.T
         else:
             white, f = (x - mean) @ factor.T, x
-            constant = constant - factor.diagonal().log().sum()
+            prior = prior - factor.diagonal().log().sum()
         seen = (constant_like(self.counts, x) * f - f.exp() / cells).sum(1)
-        return white.square().sum(1) / 2 + constant - seen
+        return white.square().sum(1) / 2 + prior - seen
 
 
 def _counts(data: Path | None) -> Tensor:

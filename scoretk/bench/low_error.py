@@ -8,7 +8,8 @@ or the mean over i in its place. Independent draws have b^2 = 1/n a coordinate, 
 a hundred of them reach. The number reported is that of the gradients a chain after which the median
 of b^2 over chains stays below `LOW`; its standard error is that over bootstrapped chains.
 
-Draws are made in blocks by `sample`, of which only sums are kept. Errors are looked at where the
+Draws are made in blocks, by `sample` or by another library (`scoretk.bench.peers`), of which only sums
+are kept. Errors are looked at where the
 number of draws has grown by `RATIO` or more, so that they cost neither time nor memory.
 
 References:
@@ -21,8 +22,9 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -35,7 +37,17 @@ from scoretk.inference.sampling import sample
 from scoretk.run.draws import Draws
 from scoretk.solvers.base import adapts
 
-__all__ = ["LOW", "Crossing", "Errors", "Plan", "Reached", "crossing", "gradients_to_low_error"]
+__all__ = [
+    "LOW",
+    "Contestant",
+    "Crossing",
+    "Errors",
+    "Plan",
+    "Reached",
+    "crossing",
+    "gradients_to_low_error",
+    "reached",
+]
 
 LOW = 0.01
 RATIO = 1.005
@@ -187,6 +199,55 @@ def _first_lasting(at: Tensor, error: Tensor) -> Tensor:
     return at[after] if after < len(at) else at.new_tensor(math.inf)
 
 
+class Contestant(Protocol):
+    """Chains that are tuned and go on, block by block.
+
+    Attributes:
+        tuning: Gradients a chain in tuning.
+        failed: Which chains have failed by now, `(chains,)`.
+    """
+
+    tuning: float
+    failed: Tensor
+
+    def block(self, steps: int) -> tuple[Tensor, float]:
+        """Draws `(chains, n, *event_shape)`, n about `steps`, and the gradients a chain that they took."""
+
+
+class _Ours:
+    """Chains of `sample`, each block going on from the last with what was tuned."""
+
+    def __init__(self, target: Target, solver: Any, plan: Plan) -> None:
+        self.field, self.plan, self.blocks, self.solver = target.field, plan, 0, solver
+        self.last = sample(
+            target.field,
+            solver,
+            plan.chains,
+            1,
+            plan.warmup,
+            seed=plan.seed,
+            keep="last",
+            device=plan.device,
+        )
+        self.tuning, self.failed = _gradients(self.last, plan.chains), ~self.last.ok
+
+    def block(self, steps: int) -> tuple[Tensor, float]:
+        self.blocks += 1
+        block = sample(
+            self.field,
+            _tuned(self.solver, self.last),
+            self.plan.chains,
+            steps,
+            0,
+            seed=derive(self.plan.seed, self.blocks),  # with the seed of another it has its noise
+            init=self.last.final,
+            device=self.plan.device,
+        )
+        assert block.x is not None  # all draws of a block are kept
+        self.last, self.failed = block, self.failed | ~block.ok
+        return block.x, _gradients(block, self.plan.chains)
+
+
 def gradients_to_low_error(target: Target, solver: Any, plan: Plan) -> Reached:
     """How many gradients a chain a solver takes to a low error.
 
@@ -196,60 +257,53 @@ def gradients_to_low_error(target: Target, solver: Any, plan: Plan) -> Reached:
         plan: How the run is made.
 
     Returns:
-        What it reached. A run ends where both errors have been low for long (`SURE`), or at the
-        budget, or where all chains have failed.
+        As `reached`.
 
     Raises:
         InvalidArgument: The target's moments are not known, or the solver takes no gradients.
     """
+    return reached(target, lambda: _Ours(target, solver, plan), plan)
+
+
+def reached(target: Target, begun: Callable[[], Contestant], plan: Plan) -> Reached:
+    """How many gradients a chain any chains take to a low error.
+
+    Args:
+        target: The target, with moments.
+        begun: Makes the chains, after their tuning.
+        plan: How the run is made.
+
+    Returns:
+        What they reached. A run ends where both errors have been low for long (`SURE`), or at the
+        budget, or where all chains have failed.
+
+    Raises:
+        InvalidArgument: The target's moments are not known, or the chains take no gradients.
+    """
     if target.moments is None:
         raise InvalidArgument("target", target.name, "a target whose moments are known")
     started = time.perf_counter()
-    warm = sample(
-        target.field,
-        solver,
-        plan.chains,
-        1,
-        plan.warmup,
-        seed=plan.seed,
-        keep="last",
-        device=plan.device,
-    )
-    tuning, kernel = _gradients(warm, plan.chains), _tuned(solver, warm)
-    errors, spent, before, failed = Errors.of(target.moments, plan.chains), 0.0, warm, ~warm.ok
-    steps, blocks = FIRST_BLOCK, 0
+    run = begun()
+    errors, spent, steps = Errors.of(target.moments, plan.chains), 0.0, FIRST_BLOCK
     while spent < plan.budget and not (errors.draws >= LEAST and _settled(errors, spent)):
-        blocks += 1
-        block = sample(
-            target.field,
-            kernel,
-            plan.chains,
-            steps,
-            0,
-            seed=derive(plan.seed, blocks),  # a block with the seed of another has its noise
-            init=before.final,
-            device=plan.device,
-        )
-        more = _gradients(block, plan.chains)
+        x, more = run.block(steps)
         if more == 0:
-            raise InvalidArgument("solver", solver, "a kernel that takes gradients")
-        assert block.x is not None  # all draws of a block are kept
-        errors.add(block.x, spent, spent + more)
-        failed |= ~block.ok
-        if bool(failed.all()):
+            raise InvalidArgument("solver", run, "a kernel that takes gradients")
+        errors.add(x, spent, spent + more)
+        if bool(run.failed.all()):
             break
-        spent, before, kernel = spent + more, block, _tuned(solver, block)
-        steps = min(2 * steps, max(1, MOST_NUMBERS // block.final.numel()))
+        spent += more
+        steps = min(2 * steps, max(1, MOST_NUMBERS // x[:, 0].numel()))
     at = torch.tensor(errors.at)
     worst, mean = (
-        torch.stack(e).masked_fill(failed.cpu(), math.inf) for e in (errors.worst, errors.mean)
+        torch.stack(e).masked_fill(run.failed.cpu(), math.inf) for e in (errors.worst, errors.mean)
     )
     return Reached(
         crossing(at, worst, plan.seed),
         crossing(at, mean, plan.seed),
-        tuning,
+        run.tuning,
         spent,
-        int(failed.sum()),
+        int(run.failed.sum()),
         (float(worst[-1].median()), float(mean[-1].median())),
         time.perf_counter() - started,
     )

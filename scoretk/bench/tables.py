@@ -24,8 +24,9 @@ from scoretk.bench.inverse import (
     calibration,
     distances,
 )
-from scoretk.bench.low_error import LOW, Plan, Reached, gradients_to_low_error
+from scoretk.bench.low_error import LOW, Plan, Reached, gradients_to_low_error, reached
 from scoretk.bench.mnist.table import MNIST
+from scoretk.bench.peers import PEERS, begun, serves
 from scoretk.bench.posteriordb import archived, target_of
 from scoretk.bench.published import COLUMNS
 from scoretk.bench.reference import CHAINS, Found, against_reference
@@ -85,8 +86,8 @@ PATIENCE, UNKNOWN_BUDGET = 1.5, 1e6
 def low_error(asked: Asked) -> Iterator[Row]:
     """The rows of "low-error": targets by solvers."""
     targets = asked.targets or (QUICK_TARGETS if asked.quick else LOW_ERROR_TARGETS)
-    solvers = asked.solvers or (QUICK_SOLVERS if asked.quick else tuple(SOLVERS))
-    contestants = [(name, *_contestant(name)) for name in solvers]
+    solvers = asked.solvers or (QUICK_SOLVERS if asked.quick else (*SOLVERS, *PEERS))
+    contestants = [(n, *((n, None) if n in PEERS else _contestant(n))) for n in solvers]
     for name in targets:
         try:
             target = _target(name, asked.data)
@@ -100,13 +101,22 @@ def low_error(asked: Asked) -> Iterator[Row]:
         best = target.published.best
         budget = UNKNOWN_BUDGET if best is None else PATIENCE * best
         for label, solver, warmup in contestants:
+            if label in PEERS and not serves(name):
+                continue
             plan = Plan(warmup=warmup, budget=budget, seed=asked.seed)
             try:
-                made = gradients_to_low_error(target, solver, plan)
+                if label in PEERS:
+                    made = _by_peer(target, label, plan)
+                else:
+                    made = gradients_to_low_error(target, solver, plan)
             except ScoretkError as error:
                 yield _row(name, label, target, None, str(error))
             else:
                 yield _row(name, label, target, made, _cause(target, made))
+
+
+def _by_peer(target: Target, peer: str, plan: Plan) -> Reached:
+    return reached(target, lambda: begun(peer, target.name, target.dim, plan), plan)
 
 
 def evidence(asked: Asked) -> Iterator[Row]:
@@ -316,6 +326,7 @@ TABLES: dict[str, Table] = {
         "Gradients a chain until the median over 128 chains of max_i (mean x_i^2 - E x_i^2)^2 / "
         "Var x_i^2 stays below .01, with its standard error over bootstrapped chains; in the next "
         "column the mean over i in place of the largest. Tuning is what warmup took of each chain. "
+        "Peers are other libraries' samplers with their own tuning, where they are installed. "
         "A row is reached where both together are at or below the best published number, which "
         f"leaves tuning out, with at most {MOST_TUNING:,} gradients of tuning.",
         low_error,
