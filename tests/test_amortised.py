@@ -309,11 +309,12 @@ def test_a_flow_learns_a_posterior_and_leaves_the_global_generator_alone():
     required("zuko", "flows", "this test")
     theta, x = TASKS["gaussian-linear"].simulated(2000, generator())
     before = torch.get_rng_state()
-    posterior = learned_flow(theta[:, :2], x[:, :2], FlowPlan(150, 32, 2))
+    posterior = learned_flow(theta[:, :2], x[:, :2], FlowPlan(120, 16, 2))
     assert torch.equal(torch.get_rng_state(), before)
     for sign in (1, -1):
         drawn = posterior.drawn(torch.full((2,), 0.5 * sign, **DOUBLE), 2000)
         assert drawn.shape == (2000, 2)
+        assert not drawn.requires_grad
         assert drawn.dtype == torch.float64
         assert float((drawn.mean(0) - 0.25 * sign).abs().max()) < 0.08
         assert 0.7 < float(drawn.std(0).mean()) / math.sqrt(0.05) < 1.3

@@ -205,7 +205,8 @@ class FlowPosterior:
     def drawn(self, x: Tensor, n: int, seed: int = 0) -> Tensor:
         """Draws given a measurement x `(k,)`: `(n, d)`, float64."""
         given = _standardised(self, x).expand(n, -1)
-        return _back(self, self.field.draw(n, Noise(seed, n), c=given))
+        with torch.no_grad():
+            return _back(self, self.field.draw(n, Noise(seed, n), c=given))
 
 
 def _standardised(posterior: Posterior | FlowPosterior, x: Tensor) -> Tensor:
