@@ -48,7 +48,7 @@ def random_flow(variant, strength=0.5, dim=DIM):
     """A flow far from the identity: its networks' last layers are no longer zero."""
     settings = {"event_shape": (dim,), "layers": 3, "width": 16, "blocks": 1, "dropout": 0.0}
     generator = torch.Generator().manual_seed(1)
-    steps = fresh(lambda: variant._steps(settings), generator)
+    steps = fresh(lambda: variant.transforms(settings), generator)
     moved(steps, generator, strength)
     return NormalizingFlow(
         in_float64(FlowNetwork(steps, principal_axes(correlated(dim=dim), 0.1))), (dim,)
@@ -231,7 +231,7 @@ def test_a_short_training_on_any_event_shape_round_trips(name, shape, tmp_path):
     else:
         assert field.draw(3, stk.Noise(0, 3)).shape == (3, *shape)
         network = stored.into(
-            lambda: FlowNetwork(EVERY[name]._steps(stored.settings), stored.spread)
+            lambda: FlowNetwork(EVERY[name].transforms(stored.settings), stored.spread)
         )
         whole = NormalizingFlow(network, shape)
         torch.testing.assert_close(

@@ -12,16 +12,22 @@ import torch
 from torch import distributions as td
 
 import scoretk as stk
+from scoretk.bench.mnist import grey as grey_images
 from scoretk.bench.mnist import table
-from scoretk.bench.mnist.data import binarised, split
+from scoretk.bench.mnist.data import Split, binarised, grey_split, split
 from scoretk.bench.mnist.estimates import Nats, Second, by_log_z, by_weights, exactly
-from scoretk.bench.mnist.idx import Images, find_images, read_images
+from scoretk.bench.mnist.grey import OnPath
+from scoretk.bench.mnist.idx import Images, find_images, find_labels, read_images, read_labels
+from scoretk.bench.mnist.judge import Judge, judge_of
+from scoretk.bench.mnist.masks import ManyMasks, OrderMixture
 from scoretk.bench.mnist.mixture import BernoulliMixture, expectation_maximisation
 from scoretk.bench.mnist.published import FAMILIES
 from scoretk.bench.mnist.training import Plan, Point, Trained, limited, looks
 from scoretk.bench.rows import Asked, Curve
 from scoretk.cli import main
 from scoretk.core.noise import Noise
+from scoretk.core.streams import Stream
+from scoretk.models.digits.networks import fresh
 from scoretk.models.latent.vae import VAE
 from scoretk.models.targets.lattices import IndependentUnits, rbm
 from tests.evidence import assert_mean, z_limit
@@ -101,6 +107,42 @@ def test_a_folder_without_the_files_is_refused(tmp_path, folder, capsys):
     (tmp_path / NAMES[0]).write_bytes(WHOLE)
     with pytest.raises(stk.InvalidArgument, match=NAMES[1]):
         find_images(tmp_path)
+
+
+def labels_idx(labels, magic=0x801):
+    return struct.pack(">2I", magic, len(labels)) + bytes(labels)
+
+
+def write_labels(folder, train=120, test=30):
+    for name, n in (("train-labels-idx1-ubyte", train), ("t10k-labels-idx1-ubyte", test)):
+        (folder / name).write_bytes(labels_idx([i % 10 for i in range(n)]))
+
+
+def test_labels_are_read_as_they_were_written_where_they_are_there(tmp_path):
+    write(tmp_path)
+    images = find_images(tmp_path)
+    assert find_labels(tmp_path, images) is None
+    write_labels(tmp_path)
+    labels = find_labels(tmp_path, images)
+    assert labels.train.tolist() == [i % 10 for i in range(120)]
+    assert labels.test.tolist() == [i % 10 for i in range(30)]
+    write_labels(tmp_path, test=29)
+    with pytest.raises(stk.InvalidArgument, match="one an image, 30"):
+        find_labels(tmp_path, images)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (labels_idx([3, 10]), "digits from 0 to 9, got 10"),
+        (labels_idx([3, 1])[:-1], "2 bytes of 2 labels, got '1 bytes'"),
+        (labels_idx([3, 1], magic=0x803), "magic number 0x00000801.*got '0x00000803'"),
+    ],
+)
+def test_damaged_labels_say_what_is_wrong(content, says, tmp_path):
+    (tmp_path / "labels").write_bytes(content)
+    with pytest.raises(stk.InvalidArgument, match=says):
+        read_labels(tmp_path / "labels")
 
 
 # Draws and split.
@@ -191,13 +233,158 @@ def test_an_iteration_is_what_its_formula_says():
     assert torch.allclose(torch.sigmoid(after.logits).flatten(1), torch.tensor(rates), atol=1e-5)
 
 
+# Grey images.
+
+
+def test_grey_levels_keep_the_split_of_binarised_images():
+    images = torch.arange(60, dtype=torch.uint8)[:, None, None].expand(60, 28, 28)
+    data = grey_split(Images(images, images[:7]))
+    assert [len(part) for part in data] == [50, 10, 7]
+    assert torch.equal(data.valid[:, 0, 0] * 256, torch.arange(50.0, 60.0))
+
+
+def test_logits_have_the_jacobian_of_their_slopes():
+    y = torch.rand(3, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    z, slope = grey_images.logits(y)
+    assert torch.allclose(grey_images.as_pixels(z), y, rtol=0, atol=1e-12)
+    step = 1e-6
+    by_hand = (grey_images.logits(y + step)[0] - grey_images.logits(y - step)[0]) / (2 * step)
+    assert torch.allclose(slope, by_hand.log().sum(1), rtol=0, atol=1e-6)
+
+
+class UniformLogits:
+    """Levels all alike: y uniform on [0, 1], as a law of its logits."""
+
+    event_shape = (28, 28)
+    provides = frozenset({"log_prob"})
+
+    def log_prob(self, z):
+        squeezed = torch.sigmoid(z.double())
+        return (squeezed * (1 - squeezed)).log().flatten(1).sum(1).to(z)
+
+
+def test_levels_that_are_all_alike_have_eight_bits(data):
+    images = torch.linspace(0, 255, 4).floor()[:, None, None].expand(4, 28, 28) / 256
+    family = FAMILIES["grey-couplings"].quick
+    made = family.judge(UniformLogits(), data._replace(test=images), 0)
+    assert made.value == pytest.approx(8, abs=1e-3)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("name", ["grey-flow-matching", "grey-diffusion"])
+def test_probes_agree_with_the_exact_divergence_and_with_the_gaussian(name, folder):
+    """An untrained network is that of the Gaussian of the logits, whose density is known."""
+    grey_data, family = grey_split(find_images(folder)), FAMILIES[name].quick
+    family = replace(family, steps=8)
+    network = family.network(grey_data.train, 0)
+    for weights in network.backbone.parameters():
+        weights.data.zero_()
+    std = torch.tensor([3.0, 5.0]).repeat(392)
+    mirror = torch.eye(784) - torch.ones(784, 784) / 392  # axes that no pixel has to itself
+    for part, value in zip(
+        (network.mean, network.basis, network.std), (torch.zeros(784), mirror, std), strict=True
+    ):
+        part.copy_(value)
+    field = stk.Diffusion(network, (28, 28), family.path, family.predicts)
+    made = family.judge(field, grey_data, seed=0)
+    assert made.second.agrees
+    assert 0 < made.second.stderr < 0.5
+    u = Noise(0, 2).uniform(0, Stream.START, (28, 28))
+    z, slope = grey_images.logits(grey_data.test[:2] + u / 256)
+    normal = td.Normal(0.0, std).log_prob(z.flatten(1) @ mirror).sum(1)
+    bits = 8 - (normal + slope).mean() / (784 * math.log(2))
+    assert made.second.first == pytest.approx(float(bits), abs=0.02)
+
+
+# The judge of samples.
+
+
+def of_class(k, sure=50.0):
+    """An image whose first ten pixels are the logits of `Reader`."""
+    image = torch.zeros(28, 28)
+    image[0, k] = sure
+    return image
+
+
+class Reader(torch.nn.Module):
+    def forward(self, x):
+        return x[:, :10]
+
+
+def test_what_the_judge_says_is_what_its_formulas_say():
+    test = torch.stack([of_class(k % 10) for k in range(40)])
+    labels = torch.arange(40) % 10
+    labels[:4] = 9
+    judge = Judge(Reader(), torch.full((10,), 0.1), test, labels)
+    made = judge.judged(torch.zeros(20, 28, 28))
+    assert made.samples.entropy == pytest.approx(math.log(10))
+    assert made.samples.apart == pytest.approx(0.9), "all in one class"
+    assert made.floor.entropy == pytest.approx(0, abs=1e-9)
+    assert made.floor.apart == pytest.approx(0, abs=1e-6)
+    assert made.accuracy == 36 / 40
+    one = judge.judged(test[:3])
+    assert one.floor.apart == pytest.approx(0.7, abs=1e-6), "three images fill three classes"
+
+
+def test_a_judge_is_trained_on_the_labelled_images():
+    labels = torch.arange(600) % 10
+    images = torch.stack([of_class(int(k), 1.0) for k in labels])
+    data, digits = (Split(part[:400], part[400:500], part[500:]) for part in (images, labels))
+    judge = judge_of(data, digits, quick=True)
+    assert judge.judged(images[:100]).accuracy > 0.95
+    assert judge.opinion(images[:100]).apart < 0.05
+
+
+# Many masks.
+
+
+def shuffled(dim=5, masks=3):
+    network = fresh(
+        lambda: ManyMasks(dim, 16, 2, masks, 0.0), torch.Generator().manual_seed(1)
+    ).double()
+    for weights in network.parameters():
+        weights.data *= 4  # orders with laws apart
+    return OrderMixture(network.requires_grad_(False), (dim,))
+
+
+ROWS_OF_5 = torch.tensor(list(itertools.product((0.0, 1.0), repeat=5)), dtype=torch.float64)
+
+
+def test_each_mask_is_an_autoregressive_law_in_its_own_order():
+    network = shuffled().network
+    for k, mask in enumerate(network.masks):
+        assert float(network.log_prob(ROWS_OF_5, k).exp().sum()) == pytest.approx(1, abs=1e-9)
+        x = ROWS_OF_5[11:12].clone().requires_grad_()
+        a = network.net.masked(x, mask)[0, :, 0]
+        slopes = torch.stack([torch.autograd.grad(each, x, retain_graph=True)[0][0] for each in a])
+        assert torch.equal(slopes != 0, mask.place[:, None] > mask.place), (
+            "sites before it, and all"
+        )
+    orders = {tuple(mask.place.tolist()) for mask in network.masks}
+    assert len(orders) == len(network.masks)
+
+
+def test_the_mixture_of_orders_is_normalised_and_its_draws_are_its_own():
+    field, n = shuffled(), 20_000
+    share = field.log_prob(ROWS_OF_5).exp()
+    each = torch.stack([field.network.log_prob(ROWS_OF_5, k).exp() for k in range(3)])
+    assert torch.allclose(share, each.mean(0), rtol=0, atol=1e-12)
+    drawn = field.draw(n, Noise(0, n, dtype=torch.float64))
+    assert_mean((drawn[:, None] == ROWS_OF_5).all(2).double(), share)
+    with pytest.raises(AssertionError):
+        assert_mean((drawn[:, None] == ROWS_OF_5).all(2).double(), each[0])
+    x = ROWS_OF_5[:3].clone().requires_grad_()
+    slope = torch.autograd.grad(field.energy(x).sum(), x)[0]
+    assert torch.allclose(field.score(x.detach()), -slope, rtol=0, atol=1e-12)
+
+
 # Estimators.
 
 
 def test_log_z_of_a_small_machine_by_both_is_that_of_enumeration():
     machine = rbm(10, 5, seed=1)
     test = (torch.rand(300, 10, generator=torch.Generator().manual_seed(0)) < 0.5).float()
-    made = by_log_z(machine, IndependentUnits(torch.zeros(10)), test, 512, seed=0)
+    made = by_log_z(machine, IndependentUnits(torch.zeros(10)), test, 512, None, seed=0)
     right, second, limit = machine.exact_log_partition(), made.second, z_limit(2)
     assert second.agrees
     assert abs(second.first - right) < limit * made.estimate
@@ -256,13 +443,23 @@ def of_law(curve):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
-def test_training_is_that_of_the_seed_and_learns(name, data):
-    family, steps = FAMILIES[name].quick, 40 if name == "rbm" else 6  # chains begin far from it
+def test_training_is_that_of_the_seed_and_learns(name, data, folder):
+    entry = FAMILIES[name]
+    # chains begin far from the data, and a path at the Gaussian of a hundred of them
+    steps = 40 if name in ("rbm", "grey-flow-matching", "grey-diffusion") else 6
+    family, data = entry.quick, grey_split(find_images(folder)) if entry.grey else data
+    data = data._replace(valid=data.train) if isinstance(family, OnPath) else data
     one, same, other = (family.train(data, Plan(steps=steps, seed=seed)) for seed in (0, 0, 1))
     assert of_law(one.curve) == of_law(same.curve)
     assert of_law(one.curve) != of_law(other.curve)
     assert one.curve[-1].step == one.steps == steps
     assert one.curve[-1].nats < one.curve[0].nats
+    drawn, again, others = (family.draws(one.field, 3, seed) for seed in (0, 0, 1))
+    assert drawn.shape == (3, 28, 28)
+    assert bool(((drawn >= 0) & (drawn <= 1)).all())
+    assert entry.grey or bool(((drawn == 0) | (drawn == 1)).all())
+    assert torch.equal(drawn, again)
+    assert not torch.equal(drawn, others)
 
 
 @pytest.mark.parametrize("name", ["mixture", "made"])
@@ -292,7 +489,9 @@ def test_few_minutes_make_few_steps(data):
 
 
 @pytest.mark.thorough
-def test_mnist_by_the_command_line(folder, tmp_path, capsys):
+def test_mnist_by_the_command_line(tmp_path, capsys):
+    folder = write(tmp_path / "mnist")
+    write_labels(folder)
     words = ["bench", "mnist", "--data", str(folder), "--families", "mixture,rbm", "-o"]
     assert main([*words, str(tmp_path)]) == 0
     assert "bench done: 2 rows" in capsys.readouterr().out
@@ -303,7 +502,10 @@ def test_mnist_by_the_command_line(folder, tmp_path, capsys):
     assert mixture["test nats"]["value"] < 700
     assert [point[0] for point in mixture["curve"]] == [1, 2, 3, 4, 5]
     assert "z " in machine["two estimates"]
+    assert (tmp_path / mixture["samples"]).read_bytes().startswith(b"\x89PNG")
+    assert machine["judge"].startswith("right on 0.")
     page = (tmp_path / "index.html").read_text()
+    assert '<a href="samples-mixture.png">' in page
     assert all(text in page for text in ("137.64", "86.34", "not checked", "5 of 5"))
 
 
@@ -331,6 +533,8 @@ def test_full_rows_go_as_far_as_they_are_told(folder, monkeypatch):
         (137.0, Second(1.0, 1.3, 0.1, "both"), ""),
         (137.0, Second(1.0, 1.5, 0.1, "both"), "two estimates are 5.0 standard errors apart"),
         (137.0, Second(1.0, 1.0, 0.1, "both", trusted=False), "not to be trusted"),
+        (137.0, Second(1.0, 1.0, 0.0, "both"), ""),
+        (137.0, Second(1.0, 1.1, 0.0, "both"), "two estimates are inf standard errors apart"),
         (math.nan, None, "nan nats above"),
     ],
 )
@@ -344,6 +548,9 @@ def test_what_is_not_reached_says_why(value, second, cause, folder, monkeypatch)
 
         def judge(self, field, data, seed):
             return made
+
+        def draws(self, field, n, seed):
+            return torch.zeros(n, 28, 28)
 
     entry = replace(FAMILIES["mixture"], quick=Known())
     monkeypatch.setitem(table.FAMILIES, "mixture", entry)

@@ -13,9 +13,17 @@ from torch import distributions as td
 
 import scoretk as stk
 from scoretk.fields import NormalBase
-from scoretk.inference.partition import Population, _families, _log_mean, _variance, find_ladder
+from scoretk.inference.partition import (
+    MOST_MOVES,
+    Population,
+    _families,
+    _log_mean,
+    _moving,
+    _variance,
+    find_ladder,
+)
 from scoretk.models.targets.analytic import Funnel, Semicircle
-from scoretk.solvers.importance import log_gain, resampled
+from scoretk.solvers.importance import Ladder, log_gain, resampled
 from tests.evidence import FALSE_ALARM, z_limit
 from tests.marks import slow_but, slow_rows_but
 
@@ -306,6 +314,13 @@ def test_the_ladder_is_reproducible_and_as_long_as_asked():
     assert [r.levels for r in runs[2:]] == [3, 8]
     assert all(a < b for r in runs for a, b in zip(r.weights, r.weights[1:], strict=False))
     assert runs[3].scales.shape == (8, 3)
+
+
+def test_more_levels_share_the_moves_of_those_whose_place_they_take():
+    near = Ladder((0.0, 0.5, 1.0), moves=(30, 4))
+    assert _moving(near, 1, 1.0).moves == (MOST_MOVES, 4)
+    assert _moving(near, 1, 3.0).moves == (10, 2)
+    assert _moving(near, 3, 3.0).moves == (10, 3)
 
 
 @pytest.mark.thorough

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from scoretk._version import __version__
-from scoretk.bench.rows import Cell, Curve, Measured, Row
+from scoretk.bench.rows import Cell, Curve, Link, Measured, Row
 from scoretk.bench.tables import TABLES
 
 __all__ = ["about", "plain", "shown", "write_report"]
@@ -67,6 +67,8 @@ def plain(cell: Cell) -> Any:
         return {name: plain(value) for name, value in asdict(cell).items()}
     if isinstance(cell, Curve):
         return [[plain(number) for number in point] for point in cell.points]
+    if isinstance(cell, Link):
+        return cell.name
     return None if isinstance(cell, float) and not math.isfinite(cell) else cell
 
 
@@ -110,7 +112,7 @@ def _section(name: str, rows: Sequence[Row]) -> str:
     head = "".join(f'<th class="{_kind(rows[0][h])}">{escape(h)}</th>' for h in heads)
     lines = "".join(
         f'<tr class="{escape(str(row.get("reached", "")))}">'
-        + "".join(f'<td class="{_kind(row[h])}">{escape(shown(row[h]))}</td>' for h in heads)
+        + "".join(f'<td class="{_kind(row[h])}">{_html(row[h])}</td>' for h in heads)
         + "</tr>\n"
         for row in rows
     )
@@ -118,6 +120,11 @@ def _section(name: str, rows: Sequence[Row]) -> str:
         f"<h2>{escape(table.title)}</h2><p>{escape(table.legend)}</p>"
         f'<div class="scroll"><table><tr>{head}</tr>\n{lines}</table></div>'
     )
+
+
+def _html(cell: Cell) -> str:
+    text = escape(shown(cell))
+    return f'<a href="{text}">{text}</a>' if isinstance(cell, Link) else text
 
 
 def _kind(cell: Cell) -> str:

@@ -1,7 +1,7 @@
 """What tables are made of: cells, rows, and what is asked of them.
 
 A row is a mapping from heads to cells, in the order in which they are shown: a text, a number, a
-`Measured` number, a `Curve`, or None for what is not there. What a row does not reach stands in its
+`Measured` number, a `Curve`, a `Link`, or None for what is not there. What a row does not reach stands in its
 column "cause".
 """
 
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Asked", "Cell", "Curve", "Measured", "Row", "Table"]
+__all__ = ["Asked", "Cell", "Curve", "Link", "Measured", "Row", "Table"]
 
 MOST_SHOWN = 6
 """About how many points of a curve are shown; JSON has them all."""
@@ -51,7 +51,21 @@ class Curve:
         return ", ".join(f"{step:,}: {number:.2f}" for step, number, _ in chosen)
 
 
-Cell = str | float | Measured | Curve | None
+@dataclass(frozen=True)
+class Link:
+    """A file in the folder of the report.
+
+    Args:
+        name: Its name.
+    """
+
+    name: str
+
+    def __str__(self) -> str:
+        return self.name
+
+
+Cell = str | float | Measured | Curve | Link | None
 Row = Mapping[str, Cell]
 
 
@@ -69,6 +83,7 @@ class Asked:
         families: Names of families of models, empty for all.
         minutes: The time for the training of a family, None for its recipe's steps.
         steps: The steps of the training of a family, None for `minutes`.
+        folder: Where the report is written, which pictures may be put into; None where none is.
     """
 
     quick: bool = True
@@ -80,6 +95,7 @@ class Asked:
     families: tuple[str, ...] = ()
     minutes: float | None = None
     steps: int | None = None
+    folder: Path | None = None
 
 
 @dataclass(frozen=True)

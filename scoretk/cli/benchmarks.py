@@ -53,6 +53,7 @@ def bench(options: argparse.Namespace) -> None:
         _names(options.families),
         options.minutes,
         options.steps,
+        output,
     )
     started = time.perf_counter()
     made: dict[str, list[Any]] = {}

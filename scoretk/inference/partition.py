@@ -43,7 +43,7 @@ from scoretk.core.streams import Stream
 from scoretk.core.warned import warn
 from scoretk.errors import InvalidArgument, MissingCapability, Status
 from scoretk.fields.base import plain_base
-from scoretk.fields.bridge import Stretched, states_of
+from scoretk.fields.bridge import Bridge, Stretched, states_of
 from scoretk.fields.constrained import Constrained
 from scoretk.fields.distribution import as_field, from_distribution, in_free_space
 from scoretk.fields.protocols import field_name, offers, optional
@@ -62,6 +62,7 @@ from scoretk.solvers.importance import (
     Ladder,
     check_path,
     kernel_at,
+    law_at,
     log_gain,
     move,
     offered_between,
@@ -81,6 +82,10 @@ MOST_LEVELS = 5000
 MOST_MOVES = 20
 FORGOTTEN = 0.5
 """The largest correlation of the log weights' gains before and after the moves at a level."""
+EXACT = 1e-3
+"""How exactly a level on a path of the field's own is found, as a share of its distance from the one
+before.
+"""
 FIRST_STEP = 0.3
 WIDER = 1.5
 LOOK_CHAINS, LOOK_STEPS, LOOK_WARMUP, LOOK_LEAPFROGS = 64, 100, 200, 32
@@ -182,6 +187,7 @@ def log_partition(
         method: "ais" (annealed importance sampling) or "smc" (sequential Monte Carlo).
         chains: How many chains there are; for "smc" whole islands.
         levels: How many levels the ladder has; by default as many as the pilot finds it to need.
+            Of more than that each makes its share of the moves.
         kernel: An exact kernel, or its name; by default HMC with 2 leapfrog steps, about a quarter
             of a period; for discrete states `SwendsenWang` where the field has couplings (a
             lattice), `BlockGibbs` where it has a path of its own from the base (a Boltzmann machine), else
@@ -549,10 +555,13 @@ def find_ladder(
         check_path(kernel, bound, base)
         pilot = _Pilot(bound, base, kernel, moves, noise)
         pilot.run()
-    ladder = pilot.ladder()
-    if levels is None and refine:
-        levels = min(ladder.levels * max(1, math.ceil(pilot.variance / SPREAD)), MOST_LEVELS)
-    return (ladder if levels is None else _stretched(ladder, levels)), Cost(pilot.cost)
+    found, among = pilot.ladder(), 1.0
+    if levels is not None:
+        among = max(1.0, levels / found.levels)
+    elif refine:
+        levels = min(found.levels * max(1, math.ceil(pilot.variance / SPREAD)), MOST_LEVELS)
+    ladder = found if levels is None else _stretched(found, levels)
+    return _moving(ladder, moves, among), Cost(pilot.cost)
 
 
 class _Pilot:
@@ -562,6 +571,7 @@ class _Pilot:
         self.field, self.base, self.kernel, self.noise = field, base, kernel, noise
         self.x = base.draw(len(noise.chains), noise).to(noise.chains.device, noise.dtype)
         self.least, self.moves = moves, [0]
+        self.own_path = not isinstance(law_at(field, base, 0.5).native, Bridge)
         self.discrete = states_of(field) is not None
         self.size = traits(kernel).step_size if has_step_size(kernel) else None
         self.weights, self.sizes, self.scales = [0.0], [], []  # type: ignore[var-annotated]
@@ -610,7 +620,7 @@ class _Pilot:
         # a correlation r after the moves made is r^(m / made) after m moves
         left = max(self._correlation(before), 1e-3) ** (1 / made)
         wanted = math.ceil(math.log(FORGOTTEN) / math.log(min(left, 0.999)))
-        self.moves.append(min(max(self.least, wanted), MOST_MOVES))
+        self.moves.append(max(self.least, wanted))
         n = len(self.x)
         self._count({"energy": n})  # of the gain on the way to this level
         for known in (self.kernel.init_cost, self.kernel.step_cost):
@@ -642,6 +652,8 @@ class _Pilot:
             return 1.0
         low, high = self.weights[-1], 1.0
         for _ in range(60):
+            if self.own_path and high - low <= EXACT * (low - self.weights[-1]):
+                break  # each look takes the energies of two laws
             middle = (low + high) / 2
             low, high = (middle, high) if share(middle) >= SHARE else (low, middle)
         return max(low, self.weights[-1] + 1e-12)
@@ -680,3 +692,9 @@ def _stretched(ladder: Ladder, levels: int) -> Ladder:
     return replace(
         ladder, weights=(0.0, *weights[1:-1], 1.0), step_sizes=sizes, scales=scales, moves=moves
     )
+
+
+def _moving(ladder: Ladder, least: int, among: float) -> Ladder:
+    """The ladder whose moves at a level are shared among so many levels in its place."""
+    shared = (math.ceil(moves / among) for moves in ladder.moves or ())
+    return replace(ladder, moves=tuple(min(max(least, m), MOST_MOVES) for m in shared))

@@ -56,6 +56,7 @@ __all__ = [
     "check_islands",
     "check_path",
     "kernel_at",
+    "law_at",
     "log_gain",
     "move",
     "offered_between",
@@ -212,11 +213,12 @@ def rising(
         dead = gain.isnan() | (gain == -torch.inf)
         return torch.where(dead, 0.0, gain), dead
 
-    if isinstance(law_at(field, base, 0.5).native, Bridge):
+    law = law_at(field, base, lower or 0.5)
+    if isinstance(law.native, Bridge):
         whole = wide(base.energy(x) - field.energy(x))
         return lambda upper: split((upper - lower) * whole)
     x = wide(x)
-    below = base.energy(x) if lower == 0 else law_at(field, base, lower).energy(x)
+    below = base.energy(x) if lower == 0 else law.energy(x)
     return lambda upper: split(below - law_at(field, base, upper).energy(x))
 
 

@@ -1,1 +1,1 @@
-"""MNIST, binarised: families of models by this package's solvers and estimators, in nats."""
+"""MNIST: families of models by this package's solvers and estimators, in nats or bits."""

@@ -1,6 +1,6 @@
-r"""Binarised images, and which of them are for what.
+r"""Binarised and grey images, and which of them are for what.
 
-Each pixel is drawn once, `x ~ Bernoulli(grey / 255)`, by the seed; the draw of image i is a
+Binarised, each pixel is drawn once, `x ~ Bernoulli(grey / 255)`, by the seed; the draw of image i is a
 function of the seed and i alone. The last sixth of the training file is for choosing weights:
 50,000, 10,000 and 10,000 images of MNIST.
 
@@ -21,7 +21,7 @@ from scoretk.core.noise import Noise
 from scoretk.core.streams import Stream
 from scoretk.errors import InvalidArgument
 
-__all__ = ["Split", "binarised", "split"]
+__all__ = ["Split", "binarised", "grey_split", "split", "split_rows"]
 
 SHARE = 6
 """One in so many images of the training file is for choosing weights."""
@@ -31,7 +31,7 @@ TEST_ROWS = 2**31
 
 
 class Split(NamedTuple):
-    """Images of 0 and 1, `(n, 28, 28)` of float32 each.
+    """Images of 0 and 1, or grey ones in [0, 1), `(n, 28, 28)` of float32 each.
 
     Args:
         train: Those to fit to.
@@ -54,11 +54,29 @@ def split(images: Images, seed: int) -> Split:
     Raises:
         InvalidArgument: Where there are too few images to have some for each.
     """
-    kept = len(images.train) // SHARE
-    if not kept:
-        raise InvalidArgument("--data", len(images.train), f"at least {SHARE} images to train on")
     train, test = binarised(images.train, seed), binarised(images.test, seed, TEST_ROWS)
-    return Split(train[:-kept], train[-kept:], test)
+    return split_rows(Images(train, test))
+
+
+def grey_split(images: Images) -> Split:
+    """The grey levels over 256, split as the binarised images are.
+
+    Raises:
+        InvalidArgument: As `split`.
+    """
+    return split_rows(Images(*(part.float() / 256 for part in images)))
+
+
+def split_rows(rows: Images) -> Split:
+    """Rows of both files, such as labels, split as the images are.
+
+    Raises:
+        InvalidArgument: As `split`.
+    """
+    kept = len(rows.train) // SHARE
+    if not kept:
+        raise InvalidArgument("--data", len(rows.train), f"at least {SHARE} images to train on")
+    return Split(rows.train[:-kept], rows.train[-kept:], rows.test)
 
 
 def binarised(images: Tensor, seed: int, first: int = 0) -> Tensor:

@@ -30,9 +30,25 @@ from scoretk.models.latent.vae import VAE
 from scoretk.models.targets.lattices import RBM, IndependentUnits
 from scoretk.solvers import BlockGibbs
 
-__all__ = ["AGREE", "Nats", "Second", "by_log_z", "by_weights", "exactly", "log_z"]
+__all__ = [
+    "AGREE",
+    "CHUNK",
+    "Nats",
+    "Second",
+    "by_log_z",
+    "by_weights",
+    "exactly",
+    "joint_error",
+    "log_z",
+    "mean_of_rows",
+]
 
 CHUNK = 250
+"""How many images are scored at a time."""
+ISLAND = 32
+"""How many chains are resampled together: many small islands, whose weights are independent."""
+PILOT = 64
+"""How many chains find the ladder of a machine."""
 AGREE = 4.0
 """Two right estimates of normal errors differ by more standard errors once in 16,000 times."""
 
@@ -42,7 +58,7 @@ class Second:
     """How a second estimator agrees with the first.
 
     Args:
-        first: The first one's estimate, in nats.
+        first: The first one's estimate, in nats or bits per dimension.
         second: The second one's.
         stderr: The standard error of their difference.
         how: What they are.
@@ -57,8 +73,11 @@ class Second:
 
     @property
     def z(self) -> float:
-        """Their difference in its standard errors."""
-        return (self.second - self.first) / self.stderr
+        """Their difference in its standard errors; 0 where there is none."""
+        apart = self.second - self.first
+        return (
+            apart / self.stderr if self.stderr else math.copysign(math.inf, apart) if apart else 0.0
+        )
 
     @property
     def agrees(self) -> bool:
@@ -68,7 +87,7 @@ class Second:
 
 @dataclass(frozen=True)
 class Nats:
-    """Mean negative log likelihood of test images, in nats.
+    """Mean negative log likelihood of test images, in nats, or of grey ones in bits per dimension.
 
     Args:
         value: The mean.
@@ -92,11 +111,13 @@ class Nats:
 
 def exactly(field: Any, test: Tensor) -> Nats:
     """By the field's own density."""
-    mean, rows = _mean(-log_prob(field, test, batch=CHUNK).value)
+    mean, rows = mean_of_rows(-log_prob(field, test, batch=CHUNK).value)
     return Nats(mean, rows, 0.0, "exact")
 
 
-def by_log_z(machine: RBM, units: IndependentUnits, test: Tensor, chains: int, seed: int) -> Nats:
+def by_log_z(
+    machine: RBM, units: IndependentUnits, test: Tensor, chains: int, levels: int | None, seed: int
+) -> Nats:
     """By the energy, and log Z by annealed importance sampling; sequential Monte Carlo is beside it.
 
     Args:
@@ -104,16 +125,18 @@ def by_log_z(machine: RBM, units: IndependentUnits, test: Tensor, chains: int, s
         units: Independent units at the data's rates, where annealing begins.
         test: The images.
         chains: How many chains each method has.
+        levels: How many levels annealing has, None for as many as a pilot finds.
         seed: The seed.
     """
     ais, smc = (
-        log_z(machine, units, method, chains, derive(seed, i))
+        log_z(machine, units, method, chains, levels, derive(seed, i))
         for i, method in enumerate(("ais", "smc"))
     )
     with torch.no_grad():
         energy = torch.cat([machine.energy(part) for part in test.split(CHUNK)])
-    mean, rows = _mean(energy)
-    how = f"log Z by AIS and by SMC, {chains} chains each"
+    mean, rows = mean_of_rows(energy)
+    along = "" if levels is None else f" along {levels:,} levels"
+    how = f"log Z by AIS and by SMC, {chains} chains each{along}"
     second = Second(
         float(ais.value),
         float(smc.value),
@@ -124,7 +147,9 @@ def by_log_z(machine: RBM, units: IndependentUnits, test: Tensor, chains: int, s
     return Nats(mean + float(ais.value), rows, float(ais.stderr), how, second)
 
 
-def log_z(machine: RBM, units: IndependentUnits, method: str, chains: int, seed: int) -> Estimate:
+def log_z(
+    machine: RBM, units: IndependentUnits, method: str, chains: int, levels: int | None, seed: int
+) -> Estimate:
     """The log Z of a machine, annealed from independent units by block Gibbs sweeps.
 
     Args:
@@ -132,6 +157,7 @@ def log_z(machine: RBM, units: IndependentUnits, method: str, chains: int, seed:
         units: Where annealing begins.
         method: "ais" or "smc".
         chains: As in `log_partition`.
+        levels: As in `log_partition`.
         seed: As in `log_partition`.
     """
     with warnings.catch_warnings():
@@ -142,6 +168,9 @@ def log_z(machine: RBM, units: IndependentUnits, method: str, chains: int, seed:
             method=method,
             kernel=BlockGibbs(),
             chains=chains,
+            levels=levels,
+            island=min(ISLAND, chains),
+            pilot=PILOT,
             seed=seed,
             progress=False,
         )
@@ -162,7 +191,7 @@ def by_weights(vae: VAE, test: Tensor, draws: int, few: int, seed: int) -> Nats:
     """
     own = replace(vae.marginal, draws=draws, newton=0)
     found = log_prob(own, test, seed=seed, batch=CHUNK)
-    mean, rows = _mean(-found.value)
+    mean, rows = mean_of_rows(-found.value)
     at_modes = replace(vae.marginal, draws=max(2, draws))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -171,19 +200,18 @@ def by_weights(vae: VAE, test: Tensor, draws: int, few: int, seed: int) -> Nats:
     second = Second(
         float(-weighed.value.mean()),
         float(-annealed.value.mean()),
-        _joint(weighed, annealed),
+        joint_error(weighed.stderr, annealed.stderr),
         f"{draws} weights at modes and AIS, {few} images",
     )
-    return Nats(mean, rows, _joint(found), f"IWAE bound, {draws} draws", second)
+    return Nats(mean, rows, joint_error(found.stderr), f"IWAE bound, {draws} draws", second)
 
 
-def _joint(*found: Estimate) -> float:
-    """The standard error of a difference of means over rows, by the errors of rows."""
-    squares = sum(float(one.stderr.double().square().mean()) / len(one.stderr) for one in found)
-    return math.sqrt(squares)
+def joint_error(*stderr: Tensor) -> float:
+    """The standard error of a difference of means over rows, by the errors of rows `(n,)`."""
+    return math.sqrt(sum(float(e.double().square().mean()) / len(e) for e in stderr))
 
 
-def _mean(values: Tensor) -> tuple[float, float]:
+def mean_of_rows(values: Tensor) -> tuple[float, float]:
     """The mean of rows and its standard error."""
     wide = values.double()
     return float(wide.mean()), float(wide.std()) / math.sqrt(len(wide))

@@ -1,6 +1,6 @@
 """Families whose likelihood is exact: a mixture by EM, and autoregressive networks.
 
-A family is a frozen dataclass of its settings with two methods, `Family`'s. The weights that are
+A family is a frozen dataclass of its settings with three methods, `Family`'s. The weights that are
 kept are those with the lowest nats on the images for choosing.
 """
 
@@ -16,13 +16,25 @@ from torch import Tensor
 from scoretk.bench.mnist.data import Split
 from scoretk.bench.mnist.estimates import Nats, exactly
 from scoretk.bench.mnist.idx import SIDE
+from scoretk.bench.mnist.masks import ManyMasks, OrderMixture
 from scoretk.bench.mnist.mixture import expectation_maximisation
 from scoretk.bench.mnist.training import Plan, Point, Stopwatch, Task, Trained, fitted, looks
+from scoretk.core.noise import Noise
 from scoretk.learn.recipe import Recipe
 from scoretk.models.digits.networks import fresh
 from scoretk.models.latent.autoregressive import Backbone, Bernoullis, BinaryAutoregressive
 
-__all__ = ["CHOOSING", "PIXELS", "SHAPE", "Family", "Masked", "Mixture", "words"]
+__all__ = [
+    "CHOOSING",
+    "PIXELS",
+    "SHAPE",
+    "Family",
+    "Masked",
+    "Mixture",
+    "Shuffled",
+    "drawn_exactly",
+    "words",
+]
 
 SHAPE, PIXELS = (SIDE, SIDE), SIDE**2
 CHOOSING = 2000
@@ -37,6 +49,9 @@ class Family(Protocol):
 
     def judge(self, field: Any, data: Split, seed: int) -> Nats:
         """The mean negative log likelihood of `data.test` under the trained field."""
+
+    def draws(self, field: Any, n: int, seed: int) -> Tensor:
+        """Samples of the trained field, `(n, 28, 28)` in [0, 1]."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +92,10 @@ class Mixture:
         """Exact."""
         return exactly(field, data.test)
 
+    def draws(self, field: Any, n: int, seed: int) -> Tensor:
+        """Exact draws, `(n, 28, 28)`."""
+        return drawn_exactly(field, n, seed)
+
 
 @dataclass(frozen=True)
 class Masked:
@@ -112,6 +131,67 @@ class Masked:
     def judge(self, field: Any, data: Split, seed: int) -> Nats:
         """Exact."""
         return exactly(field, data.test)
+
+    def draws(self, field: Any, n: int, seed: int) -> Tensor:
+        """Exact draws, `(n, 28, 28)`."""
+        return drawn_exactly(field, n, seed)
+
+
+@dataclass(frozen=True)
+class Shuffled:
+    """A masked network under many masks, by maximum likelihood of one at a step.
+
+    Args:
+        recipe: How it is fitted.
+        width: The width of the two hidden layers.
+        masks: How many masks there are.
+        dropout: The share of hidden units dropped in training.
+        looked: How many of the masks choose the weights.
+    """
+
+    recipe: Recipe
+    width: int = 1000
+    masks: int = 32
+    dropout: float = 0.0
+    looked: int = 2
+
+    def train(self, data: Split, plan: Plan) -> Trained:
+        """As `Family.train`; the curve is of the mixture of the first masks."""
+
+        def start() -> Task:
+            generator = torch.Generator().manual_seed(plan.seed)
+            network = fresh(
+                lambda: ManyMasks(PIXELS, self.width, 2, self.masks, self.dropout), generator
+            )
+
+            def loss(x: Tensor, generator: torch.Generator) -> Tensor:
+                rows = x.flatten(1)
+                if not network.training:
+                    return -network.mixed_log_prob(rows, self.looked) / PIXELS
+                k = int(torch.randint(self.masks, (), generator=generator))
+                return -network.log_prob(rows, k) / PIXELS
+
+            return Task(network, loss, lambda p: PIXELS * (p.held_out or 0.0))
+
+        network, steps, curve = fitted(start, data, data.valid[:CHOOSING], self.recipe, plan)
+        assert isinstance(network, ManyMasks)
+        name = f"two layers of {self.width}, {self.masks} masks, an order each, mixed in the test"
+        field = OrderMixture(network, SHAPE)
+        return Trained(field, steps, self.recipe.steps, curve, words(name, self.recipe))
+
+    def judge(self, field: Any, data: Split, seed: int) -> Nats:
+        """Exact."""
+        return exactly(field, data.test)
+
+    def draws(self, field: Any, n: int, seed: int) -> Tensor:
+        """Exact draws, `(n, 28, 28)`."""
+        return drawn_exactly(field, n, seed)
+
+
+def drawn_exactly(field: Any, n: int, seed: int) -> Tensor:
+    """A field's own draws, `(n, 28, 28)`."""
+    drawn: Tensor = field.draw(n, Noise(seed, n))
+    return drawn
 
 
 def words(name: str, recipe: Recipe) -> str:

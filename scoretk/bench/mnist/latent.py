@@ -13,7 +13,8 @@ from scoretk.bench.mnist.data import Split
 from scoretk.bench.mnist.estimates import Nats, by_log_z, by_weights, log_z
 from scoretk.bench.mnist.families import CHOOSING, PIXELS, SHAPE, words
 from scoretk.bench.mnist.training import Plan, Task, Trained, fitted
-from scoretk.core.noise import derive
+from scoretk.core.noise import Noise, derive
+from scoretk.inference.sampling import sample
 from scoretk.learn.contrastive import ContrastiveDivergence, ReplayBuffer
 from scoretk.learn.likelihoods import negative_elbo, negative_iwae
 from scoretk.learn.recipe import Progress, Recipe
@@ -34,14 +35,18 @@ class Machine:
         hidden: The number of hidden units.
         sweeps: How many block Gibbs sweeps a step makes.
         chains: How many chains log Z is found by.
+        levels: How many levels they have, None for as many as a pilot finds.
         curve_chains: How many chains find log Z for the curve.
+        mixing: How many sweeps a sample takes, from independent fair bits.
     """
 
     recipe: Recipe
     hidden: int = 500
     sweeps: int = 1
-    chains: int = 1024
+    chains: int = 256
+    levels: int | None = 10_000
     curve_chains: int = 256
+    mixing: int = 2000
 
     def train(self, data: Split, plan: Plan) -> Trained:
         """As `scoretk.bench.mnist.families.Family.train`; the curve is of the step's own weights."""
@@ -59,7 +64,7 @@ class Machine:
             @torch.no_grad()
             def nats(progress: Progress) -> float:
                 seed, machine = derive(plan.seed, progress.step), network.machine
-                found = log_z(machine, units, "smc", self.curve_chains, seed)
+                found = log_z(machine, units, "smc", self.curve_chains, None, seed)
                 return float(machine.energy(valid).mean() + found.value)
 
             return Task(network, loss, nats)
@@ -72,7 +77,15 @@ class Machine:
 
     def judge(self, field: Any, data: Split, seed: int) -> Nats:
         """By log Z, of two estimators."""
-        return by_log_z(field, IndependentUnits.of(data.train), data.test, self.chains, seed)
+        units = IndependentUnits.of(data.train)
+        return by_log_z(field, units, data.test, self.chains, self.levels, seed)
+
+    def draws(self, field: Any, n: int, seed: int) -> Tensor:
+        """Where block Gibbs chains are after their sweeps, `(n, 28, 28)`: no exact draws."""
+        made = sample(
+            field, BlockGibbs(), chains=n, steps=self.mixing, seed=seed, keep="last", progress=False
+        )
+        return made.final
 
 
 @dataclass(frozen=True)
@@ -84,7 +97,7 @@ class Autoencoder:
         latent: The number of latents.
         width: The width of the two hidden layers of encoder and decoder each.
         weights: How many importance weights the bound has in training; 1 for the ELBO.
-        draws: How many weights an image has in the test.
+        weights_each: How many weights an image has in the test.
         few: How many images are annealed too.
     """
 
@@ -92,7 +105,7 @@ class Autoencoder:
     latent: int = 50
     width: int = 400
     weights: int = 1
-    draws: int = 1000
+    weights_each: int = 1000
     few: int = 16
 
     def train(self, data: Split, plan: Plan) -> Trained:
@@ -129,4 +142,11 @@ class Autoencoder:
 
     def judge(self, field: Any, data: Split, seed: int) -> Nats:
         """By importance weights, and on a few images by annealing."""
-        return by_weights(field, data.test, self.draws, self.few, seed)
+        return by_weights(field, data.test, self.weights_each, self.few, seed)
+
+    def draws(self, field: Any, n: int, seed: int) -> Tensor:
+        """Exact draws of latents, then of pixels given these, `(n, 28, 28)`."""
+        noise = Noise(seed, n)
+        with torch.no_grad():
+            drawn: Tensor = field.observe(field.draw(n, noise), noise)
+        return drawn

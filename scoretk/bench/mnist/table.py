@@ -1,21 +1,29 @@
-"""The rows of "mnist": families trained on binarised images, their test nats beside the published."""
+"""The rows of "mnist": families trained on its images, their test nats or bits beside the published."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
-from scoretk.bench.mnist.data import Split, split
+from torch import Tensor
+
+from scoretk.bench.mnist.data import Split, grey_split, split, split_rows
 from scoretk.bench.mnist.estimates import AGREE, Nats, Second
-from scoretk.bench.mnist.idx import find_images
+from scoretk.bench.mnist.idx import Images, find_images, find_labels
+from scoretk.bench.mnist.judge import Judge, Judged, judge_of
 from scoretk.bench.mnist.published import FAMILIES, Entry
 from scoretk.bench.mnist.training import Plan, Stopwatch, Trained
-from scoretk.bench.rows import Asked, Curve, Measured, Row, Table
-from scoretk.errors import InvalidArgument, ScoretkError, UnknownName
+from scoretk.bench.rows import Asked, Cell, Curve, Link, Measured, Row, Table
+from scoretk.diagnostics import plot
+from scoretk.errors import InvalidArgument, MissingDependency, ScoretkError, UnknownName
 
 __all__ = ["MNIST", "mnist"]
 
 QUICK = 600, 200, 200
 """How many images of the split small recipes take."""
+QUICK_DRAWN = 16
+SHOWN = "samples", "entropy of the judge", "classes apart", "judge"
+"""The columns of samples."""
 
 
 def mnist(asked: Asked) -> Iterator[Row]:
@@ -37,23 +45,78 @@ def mnist(asked: Asked) -> Iterator[Row]:
             raise
         yield _row("all", None, None, None, str(error), None)
         return
-    data = split(images, 0)
+    splits = {False: split(images, 0), True: grey_split(images)}
     if asked.quick:
-        data = data.first(*QUICK)
+        splits = {grey: data.first(*QUICK) for grey, data in splits.items()}
+    judges = _Judges(asked, images, splits)
     for name in asked.families or FAMILIES:
-        yield _made(name, data, asked)
+        yield _made(name, splits[FAMILIES[name].grey], judges, asked)
 
 
-def _made(name: str, data: Split, asked: Asked) -> Row:
+class _Judges:
+    """The judge of binarised images and that of grey ones, trained when one is asked for."""
+
+    def __init__(self, asked: Asked, images: Images, splits: dict[bool, Split]) -> None:
+        assert asked.data is not None
+        self.quick, self.splits = asked.quick, splits
+        labels = find_labels(asked.data, images)
+        self.labels = None if labels is None else split_rows(labels)
+        if self.labels is not None and asked.quick:
+            self.labels = self.labels.first(*QUICK)
+        self.made: dict[bool, Judge] = {}
+
+    def judged(self, grey: bool, samples: Tensor) -> Judged | None:
+        """What the judge says of samples; None without labels."""
+        if self.labels is None:
+            return None
+        if grey not in self.made:
+            self.made[grey] = judge_of(self.splits[grey], self.labels, self.quick)
+        return self.made[grey].judged(samples)
+
+
+def _made(name: str, data: Split, judges: _Judges, asked: Asked) -> Row:
     """The row of a family."""
     entry, watch = FAMILIES[name], Stopwatch()
     family = entry.quick if asked.quick else entry.family
     try:
         trained = family.train(data, Plan(asked.minutes, asked.steps, asked.seed))
         nats = family.judge(trained.field, data, asked.seed)
+        samples = family.draws(
+            trained.field, QUICK_DRAWN if asked.quick else entry.drawn, asked.seed
+        )
+        shown = {
+            "samples": _sheet(name, samples, asked.folder),
+            **_opinions(judges.judged(entry.grey, samples)),
+        }
     except ScoretkError as error:
         return _row(name, entry, None, None, str(error), float(watch))
-    return _row(name, entry, trained, nats, _cause(entry, trained, nats), float(watch))
+    cause = _cause(entry, trained, nats)
+    return _row(name, entry, trained, nats, cause, float(watch), shown)
+
+
+def _sheet(name: str, samples: Tensor, folder: Path | None) -> Cell:
+    """A sheet of the first samples, in the folder; None without one."""
+    if folder is None:
+        return None
+    try:
+        figure = plot.samples(samples, most=36)
+    except MissingDependency as error:
+        return str(error)
+    file = Link(f"samples-{name}.png")
+    figure.savefig(folder / file.name, dpi=100)
+    return file
+
+
+def _opinions(judged: Judged | None) -> dict[str, Cell]:
+    """The cells of the judge, beside the floor of as many real images."""
+    if judged is None:
+        return {"entropy of the judge": None, "classes apart": None, "judge": None}
+    samples, floor = judged.samples, judged.floor
+    return {
+        "entropy of the judge": f"{samples.entropy:.3f} ± {samples.stderr:.3f} ({floor.entropy:.3f})",
+        "classes apart": f"{samples.apart:.3f} ({floor.apart:.3f})",
+        "judge": f"right on {judged.accuracy:.4f} of the test images",
+    }
 
 
 def _cause(entry: Entry, trained: Trained, nats: Nats) -> str:
@@ -64,7 +127,8 @@ def _cause(entry: Entry, trained: Trained, nats: Nats) -> str:
     elif second is not None and not second.agrees:
         causes.append(f"two estimates are {abs(second.z):.1f} standard errors apart")
     if not nats.value <= entry.published:
-        far = f"{nats.value - entry.published:.2f} nats above the published number"
+        unit = "bits per dimension" if entry.grey else "nats"
+        far = f"{nats.value - entry.published:.2f} {unit} above the published number"
         short = trained.steps < trained.of
         causes.append(f"{far}, after {trained.steps:,} of {trained.of:,} steps" if short else far)
     return "; ".join(causes)
@@ -77,14 +141,19 @@ def _row(
     nats: Nats | None,
     cause: str,
     seconds: float | None,
+    shown: Row | None = None,
 ) -> Row:
+    grey = entry is not None and entry.grey
+    measured = None if nats is None else Measured(nats.value, nats.stderr)
     return {
         "family": name,
-        "test nats": None if nats is None else Measured(nats.value, nats.stderr),
-        "error of the estimate": None if nats is None else f"{nats.estimate:.3f}",
+        "test nats": None if grey else measured,
+        "bits per dimension": measured if grey else None,
+        "error of the estimate": None if nats is None else f"{nats.estimate:.{4 if grey else 3}f}",
         "published": None if entry is None else f"{entry.published:.2f}",
         "how": None if nats is None else nats.how,
         "two estimates": None if nats is None or nats.second is None else _both(nats.second),
+        **(dict.fromkeys(SHOWN) if shown is None else shown),
         "steps": None if trained is None else f"{trained.steps:,} of {trained.of:,}",
         "curve": None if trained is None else Curve(trained.curve),
         "recipe": None if trained is None else trained.recipe,
@@ -103,13 +172,16 @@ def _both(second: Second) -> str:
 
 
 MNIST = Table(
-    "MNIST, binarised",
+    "MNIST",
     "Mean negative log likelihood of the test images, in nats, each pixel drawn once by its grey "
-    "level (seed 0; the last sixth of the training file chooses the weights). The standard error is "
-    "that of the spread of images and of what is estimated together; the latter apart in the next "
-    "column. The published numbers are of the same images, most of them in another draw, and none "
-    "was checked against its paper. The curve is of nats on images for choosing, after steps. A row "
-    f"is reached at or below the published number, where two estimates are within {AGREE:g} of their "
-    "standard errors of each other.",
+    "level (seed 0; the last sixth of the training file chooses the weights); of grey images, "
+    "dequantised uniformly, in bits per dimension. The standard error is that of the spread of "
+    "images and of what is estimated together; the latter apart in the next column. The published "
+    "numbers are of the same images, most of them in another draw, and none was checked against its "
+    "paper. The curve is of nats or bits on images for choosing, after steps, or of the loss where "
+    "a density takes a solve. A row is reached at or below the published number, where two "
+    f"estimates are within {AGREE:g} of their standard errors of each other. A classifier trained "
+    "on real digits judges samples: by the mean entropy of its classes, and by how far their "
+    "histogram is from that of the training labels; in brackets as many real test images.",
     mnist,
 )

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from einops import rearrange
@@ -42,7 +42,7 @@ from scoretk.models.latent.autoregressive import (
     Logistics,
 )
 
-__all__ = ["FVSBN", "MADE", "NADE", "PIXELCNN", "MaximumLikelihood"]
+__all__ = ["FVSBN", "MADE", "NADE", "PIXELCNN", "Mask", "MaximumLikelihood"]
 
 
 def _sees(order: Tensor, of_inputs: Tensor, *, equals: bool) -> Tensor:
@@ -90,6 +90,18 @@ class SharedHidden(Backbone):
         return linear(hidden, self.leave.weight[i : i + 1], self.leave.bias[i : i + 1])
 
 
+class Mask(NamedTuple):
+    """What decides a masked network's zeros.
+
+    Args:
+        place: The place of each site in the order, `(d,)` of int64.
+        last: The last place that each hidden unit sees, `(width,)` of int64.
+    """
+
+    place: Tensor
+    last: Tensor
+
+
 class MaskedMLP(Backbone):
     """MADE: a residual MLP with masked weights.
 
@@ -113,27 +125,38 @@ class MaskedMLP(Backbone):
 
     def forward(self, x: Tensor) -> Tensor:
         """The numbers of all sites, `(batch, d) -> (batch, d, outputs)`."""
-        h, last = self._units(x)
-        d, outputs = x.shape[1], self.leave.out_features // x.shape[1]
-        site = torch.arange(d, device=x.device).repeat_interleave(outputs)
-        out = _masked(self.leave, h, _sees(site, last, equals=False))
-        return rearrange(out, "batch (site output) -> batch site output", site=d)
+        return self.masked(x, self._natural(x))
 
     def at(self, x: Tensor, i: int) -> Tensor:
         """The numbers of site i alone, `(batch, outputs)`, without computing those of the others."""
-        h, last = self._units(x)
-        outputs = self.leave.out_features // x.shape[1]
-        own = slice(i * outputs, (i + 1) * outputs)
-        return linear(h * (last < i), self.leave.weight[own], self.leave.bias[own])
+        return self.masked(x, self._natural(x), slice(i, i + 1))[:, 0]
 
-    def _units(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The last hidden layer `(batch, width)`, and the last site that each unit sees `(width,)`."""
-        site = torch.arange(x.shape[1], device=x.device)
-        last = torch.arange(self.enter.out_features, device=x.device) % max(1, x.shape[1] - 1)
-        h = silu(_masked(self.enter, x, _sees(last, site, equals=True)))
+    def masked(self, x: Tensor, mask: Mask, sites: slice = slice(None)) -> Tensor:
+        """The numbers of some sites under any mask.
+
+        Args:
+            x: `(batch, d)`.
+            mask: The places of sites, and what hidden units see.
+            sites: Which sites.
+
+        Returns:
+            `(batch, sites, outputs)`.
+        """
+        place, last = mask
+        h = silu(_masked(self.enter, x, _sees(last, place, equals=True)))
         for layer in self.hidden:
             h = h + silu(_masked(layer, self.dropout(h), _sees(last, last, equals=True)))
-        return self.dropout(h), last
+        d, outputs = x.shape[1], self.leave.out_features // x.shape[1]
+        weight = self.leave.weight.unflatten(0, (d, outputs))[sites]
+        seen = _sees(place[sites], last, equals=False)[:, None]
+        bias = self.leave.bias.unflatten(0, (d, outputs))[sites]
+        out = linear(self.dropout(h), (weight * seen).flatten(0, 1), bias.flatten())
+        return rearrange(out, "batch (site output) -> batch site output", output=outputs)
+
+    def _natural(self, x: Tensor) -> Mask:
+        """Sites in a row, units with their numbers in turn."""
+        last = torch.arange(self.enter.out_features, device=x.device) % max(1, x.shape[1] - 1)
+        return Mask(torch.arange(x.shape[1], device=x.device), last)
 
 
 class _MaskedConv(nn.Linear):

@@ -69,6 +69,7 @@ __all__ = [
     "VARIANTS",
     "ClassConditional",
     "DiffusionVariant",
+    "Levels",
     "balanced",
     "log_normal",
     "uniform",

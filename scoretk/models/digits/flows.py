@@ -388,7 +388,7 @@ class Stepwise:
         """
         _transforms()
         stored = read_weights(weights, self.model)
-        network = stored.into(lambda: FlowNetwork(self._steps(stored.settings), stored.spread))
+        network = stored.into(lambda: FlowNetwork(self.transforms(stored.settings), stored.spread))
         return NormalizingFlow(network, tuple(stored.settings["event_shape"]))  # type: ignore[arg-type]
 
     def train(
@@ -442,7 +442,7 @@ class Stepwise:
         }
         settings = {"event_shape": list(rows.shape[1:]), **chosen}
         generator = torch.Generator().manual_seed(seed)
-        network = FlowNetwork(fresh(lambda: self._steps(settings), generator), spread)
+        network = FlowNetwork(fresh(lambda: self.transforms(settings), generator), spread)
         flow, dim = NormalizingFlow(network, tuple(rows.shape[1:])), math.prod(rows.shape[1:])
 
         def loss(rows: Tensor, generator: torch.Generator) -> Tensor:
@@ -454,7 +454,8 @@ class Stepwise:
         done = training.fit(network, loss, rows, Recipe(steps))
         return training.stored(settings, done.weights)
 
-    def _steps(self, settings: dict[str, Any]) -> nn.ModuleList:
+    def transforms(self, settings: dict[str, Any]) -> nn.ModuleList:
+        """The untrained steps of these settings: event_shape, layers, width, blocks and dropout."""
         dim, places = math.prod(settings["event_shape"]), range(math.prod(settings["event_shape"]))
         network = settings["width"], settings["blocks"], settings["dropout"]
         steps: list[nn.Module] = []

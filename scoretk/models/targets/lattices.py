@@ -24,6 +24,7 @@ References:
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -349,8 +350,16 @@ class RBM(DiscreteField):
         if not isinstance(base, IndependentUnits | UniformStates):
             return None
         start = base.bias.to(self.visible_bias) if isinstance(base, IndependentUnits) else 0.0
-        bias = (1 - weight) * start + weight * self.visible_bias
-        return RBM(weight * self.weights, bias, weight * self.hidden_bias)
+        machine = copy(
+            self
+        )  # of checked parts: to look at all weights again takes as long as a sweep
+        for name, value in (
+            ("weights", weight * self.weights),
+            ("visible_bias", (1 - weight) * start + weight * self.visible_bias),
+            ("hidden_bias", weight * self.hidden_bias),
+        ):
+            object.__setattr__(machine, name, value)
+        return machine
 
     def exact_log_partition(self) -> float:
         """The value of log Z, by enumerating the visible or the hidden units, whichever are fewer.
