@@ -81,13 +81,14 @@ def _made(name: str, data: Split, judges: _Judges, asked: Asked) -> Row:
     try:
         trained = family.train(data, Plan(asked.minutes, asked.steps, asked.seed))
         nats = family.judge(trained.field, data, asked.seed)
-        samples = family.draws(
-            trained.field, QUICK_DRAWN if asked.quick else entry.drawn, asked.seed
-        )
-        shown = {
-            "samples": _sheet(name, samples, asked.folder),
-            **_opinions(judges.judged(entry.grey, samples)),
-        }
+        shown: dict[str, Cell] = {}
+        if asked.folder is not None or judges.labels is not None:
+            n = QUICK_DRAWN if asked.quick else entry.drawn
+            samples = family.draws(trained.field, n, asked.seed)
+            shown = {
+                "samples": _sheet(name, samples, asked.folder),
+                **_opinions(judges.judged(entry.grey, samples)),
+            }
     except ScoretkError as error:
         return _row(name, entry, None, None, str(error), float(watch))
     cause = _cause(entry, trained, nats)
@@ -153,7 +154,8 @@ def _row(
         "published": None if entry is None else f"{entry.published:.2f}",
         "how": None if nats is None else nats.how,
         "two estimates": None if nats is None or nats.second is None else _both(nats.second),
-        **(dict.fromkeys(SHOWN) if shown is None else shown),
+        **dict.fromkeys(SHOWN),
+        **(shown or {}),
         "steps": None if trained is None else f"{trained.steps:,} of {trained.of:,}",
         "curve": None if trained is None else Curve(trained.curve),
         "recipe": None if trained is None else trained.recipe,
