@@ -425,6 +425,22 @@ def leaves_early():
     return raised(call)
 
 
+def hears_late():
+    """A rank raises while another is in a long step, and the one with the store in it hears of it at once."""
+
+    def energy(x):
+        if rank() == 2:
+            raise ValueError("no such value")
+        time.sleep(0.3 if rank() == 1 else 0.01)
+        return bumpy(x)
+
+    def call():
+        with stk.distributed(timeout=20.0):
+            stk.sample(stk.Energy(energy, (3,)), stk.ULA(0.1), CHAINS, 4, batch=BATCH)
+
+    return raised(call)
+
+
 def all_leave():
     """Ranks that leave the process within the context, each by itself."""
 
@@ -844,6 +860,7 @@ def all_of_them(folder):
         "enters again": (Job(2, enters_again), None),
         "skips a call": (Job(2, skips_a_call), None),
         "leaves early": (Job(2, leaves_early), None),
+        "hears late": (Job(3, hears_late), None),
         "all leave": (Job(2, all_leave), None),
         "outlasts": (Job(2, outlasts), None),
         "stores": (Job(2, other_stores, folder), None),

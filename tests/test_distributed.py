@@ -208,6 +208,12 @@ def test_a_rank_that_leaves_the_run_is_no_success_of_the_others(found, name):
     assert notes == ["It was raised on rank 1."]
 
 
+def test_who_keeps_the_store_waits_for_all_to_have_heard(found):
+    """Who was in a long step would find the store gone, and raise that in place of the error."""
+    for ends in found["hears late"].values():
+        assert ends[:2] == ("ValueError", "no such value")
+
+
 def test_all_ranks_may_leave_at_the_end(found):
     """`sys.exit(main())` within the context, on each of them."""
     assert found["all leave"] == {0: ("SystemExit", "0", []), 1: ("SystemExit", "0", [])}

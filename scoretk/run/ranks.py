@@ -424,13 +424,18 @@ class _Shared:
             raise first from error
 
     def _first(self, error: BaseException) -> BaseException:
-        """The first error of this call; whose it is waits a little until the other ranks have it."""
+        """The first error of this call.
+
+        Whose it is waits a little until the other ranks have it, and so does rank 0 at the end of
+        all, which may keep the store that they hear it from.
+        """
         known = any(error is other for other in self.job.known)
         first = unpacked(
             self.store.compare_set("error", "", packed(error, self.rank)), self.rank, error
         )
         self.store.add("ended", 1)
-        over = time.monotonic() + (0.0 if known or first is not error else FAREWELL)
+        waits = (first is error and not known) or (self.rank == 0 and self.call == END)
+        over = time.monotonic() + (FAREWELL if waits else 0.0)
         while self.store.add("ended", 0) < self.world_size and time.monotonic() < over:
             time.sleep(LOOK / 4)
         self.job.known.append(first)
