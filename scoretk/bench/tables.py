@@ -70,6 +70,7 @@ QUICK_TARGETS, QUICK_SOLVERS = ("banana", "ill-conditioned"), ("mclmc", "chees-u
 SOLVERS: dict[str, tuple[Any, int | None]] = {
     "mclmc": (MCLMC(), None),
     "mclmc-fisher": (MCLMC(metric="fisher"), None),
+    "mclmc-unscaled": (MCLMC(metric="none"), None),
     "adjusted-mclmc": (AdjustedMCLMC(), None),
     "chees": (ChEES(), None),
     "chees-fisher": (ChEES(metric="fisher"), 150),

@@ -71,7 +71,7 @@ from scoretk.solvers.parts.leapfrog import DIVERGENCE, Point
 from scoretk.solvers.parts.metropolis import metropolis
 from scoretk.solvers.warmup.adaptation import Adaptation, Approach
 from scoretk.solvers.warmup.learning import Part, Trial
-from scoretk.solvers.warmup.length import Multiple, Spread
+from scoretk.solvers.warmup.length import Decorrelation, Multiple, Spread
 from scoretk.solvers.warmup.plan import takes_pilot
 from scoretk.solvers.warmup.scales import Scales
 from scoretk.solvers.warmup.step_size import DualAveraging, EnergyError, number
@@ -87,6 +87,8 @@ INTEGRATORS: dict[str, tuple[float, ...]] = {
 """Shares of the step size: turn, drift, turn, ... Each drift costs a gradient."""
 
 METRICS = ("none", "diagonal", "fisher")
+QUARTER = math.pi / 2
+"""A quarter of a Gaussian's period, over the root of its summed variances."""
 FIRST_STEPS = 10
 """Steps of an adjusted trajectory before its length is known."""
 
@@ -211,7 +213,6 @@ class _Isokinetic(Tunable):
     timed: ClassVar[bool | None] = False
     init_cost: ClassVar[Mapping[str, int]] = {"energy": 1, "score": 1}
     varying: ClassVar[tuple[str, ...]] = ("score",)
-    length_factor: ClassVar[float] = 1.0
 
     def _check(self) -> None:
         for name in ("step_size", "length"):
@@ -280,7 +281,7 @@ class _Isokinetic(Tunable):
 
     def _lengths(self) -> tuple[Part, ...]:
         """The part of warmup that tunes the length, if any does."""
-        return (Spread(self.length_factor),) if self.length is None else ()
+        raise NotImplementedError
 
     def _multiples(self) -> tuple[Part, ...]:
         """The part of warmup that keeps the length at a multiple of the step size, if any does."""
@@ -300,7 +301,8 @@ class MCLMC(_Isokinetic):
     Args:
         step_size: eps > 0, a length in scaled space; None to tune it in warmup.
         length: L > 0, over which the direction is forgotten, a length in scaled space; None to take
-            it in warmup as the root of the summed variances.
+            it in warmup as .4 of the length in which positions decorrelate
+            (`warmup.length.Decorrelation`).
         metric: "diagonal", "fisher" or "none": the scales learned in warmup
             (`warmup.scales`).
         integrator: "minimal-norm" (two gradients a step) or "leapfrog" (one).
@@ -332,6 +334,9 @@ class MCLMC(_Isokinetic):
 
     def _pooled(self) -> Part:
         return EnergyError(self.energy_variance)
+
+    def _lengths(self) -> tuple[Part, ...]:
+        return (Decorrelation(),) if self.length is None else ()
 
     def init(self, field: StaticField, x: Tensor, noise: NoiseSource) -> MCLMCState:
         tunables = self._tunables(x, math.sqrt(x.shape[1:].numel()))
@@ -421,7 +426,6 @@ class AdjustedMCLMC(_Isokinetic):
     _: KW_ONLY
     most: int = 1000
 
-    length_factor: ClassVar[float] = math.pi / 2
     as_data: ClassVar[tuple[str, ...]] = (
         "step_size",
         "length",
@@ -473,7 +477,7 @@ class AdjustedMCLMC(_Isokinetic):
         return DualAveraging(self.accept)
 
     def _lengths(self) -> tuple[Part, ...]:
-        return super()._lengths() if self.leapfrogs is None else ()
+        return (Spread(QUARTER),) if self.length is None and self.leapfrogs is None else ()
 
     def _multiples(self) -> tuple[Part, ...]:
         return () if self.leapfrogs is None else (Multiple(self.leapfrogs),)

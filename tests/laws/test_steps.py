@@ -22,6 +22,7 @@ from scoretk.solvers.importance import AISState, Ladder, check_islands, resample
 from scoretk.solvers.nuts import Span, join
 from scoretk.solvers.parts.metropolis import decide
 from scoretk.solvers.parts.nested import NestedNoise
+from scoretk.solvers.warmup.length import Decorrelation, Spread
 
 N, D, STEPS = 6, 3, 5
 K, COUPLING = np.array([0.6, 1.0, 2.5]), 0.4
@@ -823,8 +824,8 @@ def test_adjusted_mclmc_takes_the_steps_that_its_length_needs():
         x, told, _ = one(draw, step, x, None)
         np.testing.assert_allclose(state.x.numpy(), x, rtol=1e-8)
         assert info["evaluations"].tolist() == [told["evaluations"]] * N
-    assert stk.AdjustedMCLMC.length_factor == pytest.approx(math.pi / 2)
-    assert stk.MCLMC.length_factor == 1
+    assert stk.AdjustedMCLMC()._lengths() == (Spread(math.pi / 2),)
+    assert stk.MCLMC()._lengths() == (Decorrelation(0.4),)
 
 
 def test_techniques_of_ncsnv2():

@@ -253,6 +253,74 @@ def test_the_spread_and_the_multiple_are_lengths():
     assert float(length.Multiple(5).changed(state, None, Change())[0].length) == pytest.approx(1.5)
 
 
+def wandering(x, alive=None):
+    """The length after a warmup whose only window has these positions, `(75, chains, 2)`, at a step size of .3.
+
+    The scales grow from (1, 2) to (.5, .5) with its end.
+    """
+    warmup, before, after = 100, torch.tensor([1.0, 2.0]), torch.tensor([0.5, 0.5])
+    alive = torch.ones(x.shape[1], dtype=torch.bool) if alive is None else torch.tensor(alive)
+    state = State(x=x[0], step_size=0.3, length=torch.tensor(7.0).double())
+    part = length.Decorrelation()
+    state, memory, spent = part.begin(None, None, state, None, alive)
+    assert spent == 0
+    for step in range(warmup):
+        ends = scales.window_end(step, warmup)[1]
+        state.x = x[min(max(step - 15, 0), len(x) - 1)]
+        lesson = Lesson(None, None, alive, alive, step, warmup, False)
+        state, memory, change = part.learn(state, memory, lesson)
+        assert change is None
+        if ends:
+            pooled = x[:, alive].flatten(0, 1)
+            told = Change(before, after, pooled.std(0))
+            state, memory = part.changed(state, memory, told)
+            assert not memory.sums.any()
+            assert not float(memory.steps)
+    return float(state.length)
+
+
+def autoregressive(rho, chains=400, steps=75):
+    """Stationary chains of N(0, 1) with this correlation from step to step in each of two coordinates."""
+    rng = np.random.default_rng(7)
+    x = [rng.normal(size=(chains, 2))]
+    for _ in range(steps - 1):
+        x.append(rho * x[-1] + np.sqrt(1 - rho**2) * rng.normal(size=(chains, 2)))
+    return torch.tensor(np.stack(x))
+
+
+@pytest.mark.parametrize("rho", [0.0, 0.5, 0.9])
+def test_a_length_is_two_fifths_of_that_in_which_positions_decorrelate(rho):
+    """T times the variance of the mean of T numbers, known exactly, to four of its standard errors."""
+    n, k = 75, np.arange(1, 75)
+    tau = 1 + 2 * ((1 - k / n) * rho**k).sum()
+    grown = np.sqrt(0.5 * 0.25)
+    found = wandering(autoregressive(rho)) * grown / (0.4 * 0.3)
+    assert found == pytest.approx(tau, rel=4 * np.sqrt(2 / 400 / 2))
+
+
+def test_a_length_has_bounds_for_chains_that_stay_and_chains_that_leap():
+    """Of the chains' own path in a window where they stay, a step where they leap to and fro."""
+    unit = 0.4 * 0.3 / np.sqrt(0.5 * 0.25)
+    start = torch.tensor(np.random.default_rng(1).normal(size=(50, 2)))
+    one_less = (75 * 50 - 1) / (75 * (50 - 1))  # of the pooled variance, over that of 50
+    assert wandering(start.expand(75, -1, -1)) == pytest.approx(75 * unit * one_less)
+    leaps = start * (-1.0) ** torch.arange(75)[:, None, None]
+    assert wandering(leaps) == pytest.approx(unit)
+
+
+def test_a_length_is_of_the_chains_that_are_well():
+    x, alive = autoregressive(0.5, chains=9), [True] * 6 + [False] * 3
+    lost = x.clone()
+    lost[:, 6:] = torch.nan
+    assert wandering(lost, alive=alive) == wandering(x[:, :6])
+
+
+def test_a_single_chain_has_the_length_of_the_spread():
+    x = autoregressive(0.5, chains=1)
+    expected = (x[:, 0].std(0) / 0.5).square().sum().sqrt()
+    assert wandering(x) == pytest.approx(float(expected))
+
+
 @pytest.mark.parametrize("dense", [False, True])
 def test_scales_are_the_shrunk_moments_of_a_window(dense):
     rng = np.random.default_rng(1)

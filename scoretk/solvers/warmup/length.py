@@ -15,13 +15,21 @@ trajectory, and v the first principal component (by power iteration over the ste
 space. `Spread` takes the length from the root of the summed variances, `Multiple` from the step
 size.
 
+`Decorrelation` takes it from how soon positions decorrelate. In a window of T steps of size eps let
+V_i be the variance of coordinate i, and B_i the variance over chains of its mean in the window:
+
+    tau_i = T B_i / V_i,    L = factor eps max(1, mean_i tau_i)
+
+tau_i is the autocorrelation time in steps where T is much longer, and T at most: chains that hardly
+move make no length beyond `factor` times their own path.
+
 References:
     Hoffman, Radul, Sountsov, "An adaptive-MCMC scheme for setting trajectory lengths in Hamiltonian
     Monte Carlo" (2021).
     Sountsov, Hoffman, "Focusing on difficult directions for learning HMC trajectory lengths"
     (2021), for the rate and the direction.
     Robnik, Seljak, "Fluctuation without dissipation: microcanonical Langevin Monte Carlo" (2024),
-    for the spread.
+    for the spread, and for .4 of the length in which positions decorrelate.
 """
 
 from __future__ import annotations
@@ -37,9 +45,19 @@ from scoretk.core.devices import wide, widest
 from scoretk.fields.protocols import NoiseSource
 from scoretk.solvers.parts.leapfrog import Trajectory, stretch, unstretch
 from scoretk.solvers.warmup.learning import Change, Lesson, Unmeasured, counted_of
+from scoretk.solvers.warmup.scales import window_end
 from scoretk.solvers.warmup.step_size import number
 
-__all__ = ["Ascent", "Multiple", "Nothing", "Spread", "SquaredJumps", "TimedTrajectory"]
+__all__ = [
+    "Ascent",
+    "Decorrelation",
+    "Multiple",
+    "Nothing",
+    "Spread",
+    "SquaredJumps",
+    "TimedTrajectory",
+    "Wandering",
+]
 
 MEMORY = 0.9
 STRETCH = 1.4
@@ -61,6 +79,20 @@ class Ascent(NamedTuple):
 
     ascent: Tensor
     slowest: Tensor
+
+
+class Wandering(NamedTuple):
+    """What `Decorrelation` remembers of a window.
+
+    `sums` `(chains, *event_shape)`: the sum of each chain's positions; `steps` `()`: how many there
+    are; `between`, like an event: once the window has ended T times the variance over chains of
+    their means, NaN for a single chain; `step_size` `()`: that of the window's end.
+    """
+
+    sums: Tensor
+    steps: Tensor
+    between: Tensor
+    step_size: Tensor
 
 
 class Nothing(NamedTuple):
@@ -249,6 +281,55 @@ class Spread(Unmeasured):
         return state._replace(
             length=number(self.factor * float((change.spread / change.after).square().sum().sqrt()))
         ), memory
+
+
+@dataclass(frozen=True)
+class Decorrelation(Unmeasured):
+    """Learns the state's `length` from how soon positions decorrelate.
+
+    A single chain has nothing to be compared with: its length is that of `Spread`.
+
+    Args:
+        factor: The length over that in which positions decorrelate.
+    """
+
+    factor: float = 0.4
+
+    def begin(
+        self, kernel: Any, field: Any, state: Any, noise: NoiseSource, alive: Tensor
+    ) -> tuple[Any, Wandering, int]:
+        """As `Part.begin`."""
+        sums = torch.zeros_like(state.x, dtype=widest(state.x.device))
+        return state, Wandering(sums, number(0.0), torch.zeros_like(sums[0]), state.step_size), 0
+
+    def learn(
+        self, state: Any, memory: Wandering, lesson: Lesson
+    ) -> tuple[Any, Wandering, Change | None]:
+        """As `Part.learn`: nothing, until a window has ended."""
+        counts, ends = window_end(lesson.step, lesson.warmup)
+        if not counts:
+            return state, memory, None
+        sums, steps = memory.sums + wide(state.x), memory.steps + 1
+        if not ends:
+            return state, memory._replace(sums=sums, steps=steps), None
+        means = lesson.living(sums) / float(steps)
+        between = float(steps) * (means.var(0) if len(means) > 1 else torch.nan * sums[0])
+        return (
+            state,
+            Wandering(torch.zeros_like(sums), number(0.0), between, state.step_size),
+            None,
+        )
+
+    def changed(self, state: Any, memory: Wandering, change: Change) -> tuple[Any, Wandering]:
+        """As `Part.changed`: after a window the length is that which it found, in the new scales."""
+        if change.before is None or change.after is None or change.spread is None:
+            return state, memory
+        steps = float((memory.between / wide(change.spread).square()).mean())
+        if not math.isfinite(steps):
+            return Spread().changed(state, Nothing(), change)[0], memory
+        grown = float((change.after / change.before).log().mean().exp())
+        length = self.factor * float(memory.step_size) * max(steps, 1.0) / grown
+        return state._replace(length=number(length)), memory
 
 
 @dataclass(frozen=True)
