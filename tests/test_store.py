@@ -136,6 +136,17 @@ class TestTheSameDraws:
         assert 0 < (draws.status != 0).sum() < len(draws)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "nothing"), [("f4", math.nan), ("f8", math.nan), ("?", False), ("i8", -1), ("u1", 0)]
+)
+def test_what_is_not_written_yet_reads_as_nothing(dtype, nothing, tmp_path):
+    group = streaming.zarr_module().open_group(tmp_path / "s", mode="w")
+    streaming._array(group, "posterior/x", (2, 3), (2, 2), np.dtype(dtype), ("chain", "draw"))
+    found = np.asarray(group["posterior/x"][:])
+    assert found.dtype == np.dtype(dtype)
+    assert np.array_equal(found, np.full((2, 3), nothing, dtype), equal_nan=dtype[0] == "f")
+
+
 class TestReading:
     @pytest.mark.parametrize(
         "key",

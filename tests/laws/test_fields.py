@@ -559,3 +559,46 @@ def test_a_point_is_inside_where_all_of_it_is(name):
     for row in x[~inside][:: max(1, len(x) // 20)]:
         with pytest.raises(InvalidArgument, match="inside the constraint"):
             field.unconstrain(row[None])
+
+
+@pytest.mark.parametrize("form", [list, tuple, np.array, torch.Tensor.float, torch.Tensor.clone])
+def test_a_table_is_kept_as_its_path_uses_it(form):
+    """Whatever it was given as: equal tables are alike, and their numbers are those of float64."""
+    given = torch.tensor([0.75, 0.5, 0.25], dtype=torch.float64)
+    path = Tabulated(
+        form(given) if form in (torch.Tensor.float, torch.Tensor.clone) else form(given.tolist())
+    )
+    assert path.alphas_cumprod.dtype is torch.float64
+    assert torch.equal(path.alphas_cumprod, given)
+    assert alike(path, Tabulated(given))
+    assert path.steps == 3
+
+
+class Only:
+    """A third-party field on a path that has one answer of its own."""
+
+    def __init__(self, name, path):
+        self.event_shape, self.path, self.asked = (2,), path, 0
+        setattr(self, name, self.answer)
+
+    def answer(self, x, t):
+        self.asked += 1
+        return torch.sin(x) * (1 + t.reshape(-1, 1) if isinstance(t, torch.Tensor) else 1 + t)
+
+    def at(self, t):
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize("name", ["denoise", "velocity", "score"])
+@pytest.mark.parametrize("join", [lambda f: stk.tempered(f, 2.0), lambda f: stk.product(f, f)])
+def test_a_combination_asks_a_field_for_the_answer_that_it_has(name, join):
+    path, x = VP(), torch.randn(3, 2, generator=torch.Generator().manual_seed(1)).double()
+    field, t = Only(name, path), torch.tensor([0.2, 0.5, 0.9], dtype=torch.float64)
+    joined = join(field)
+    source = {"denoise": "data"}.get(name, name)
+    right = convert(field.answer(x, t), x, t, path, source, "score")
+    found = joined.score(x, t)
+    ratio = 2.0 if len(joined.fields) == 2 else 0.5
+    torch.testing.assert_close(found, ratio * right, rtol=1e-9, atol=1e-9)
+    if name == "score":  # its own, also where a conversion has none
+        torch.testing.assert_close(joined.score(x, 1.0), ratio * field.answer(x, 1.0))

@@ -28,6 +28,7 @@ POSITIVE = td.constraints.positive
 WELL, WIDE = stk.Energy(quadratic, (2,)), stk.Energy(quadratic, (3,))
 SCORE = stk.Score(lambda x: -x, (2,))
 TIMED, OTHER = (stk.Diffusion(net, (2,), path, "noise") for path in (stk.VP(), stk.Linear()))
+FOUR = stk.Diffusion(net, (4,), stk.VP(), "noise")
 LARGE = stk.Diffusion(net, (3,), stk.VP(), "noise")
 FLOW = stk.Velocity(net, (2,))
 CALLED = stk.Energy(_of_mu, variables={"mu": (2,)})
@@ -219,6 +220,12 @@ TOGETHER = {
     "a map that moves": lambda: measured(lambda x: x + 1),
     "a map that bends": lambda: measured(torch.abs),
     "a ReLU": lambda: measured(torch.relu),
+    **{
+        f"the size of entry {i}": lambda i=i: measured(
+            lambda x: x[:, i : i + 1].abs(), (0.0,), FOUR
+        )
+        for i in range(4)
+    },
     "a map of rows together": lambda: measured(lambda x: x - x.mean(0)),
     "a map to one": lambda: measured(lambda x: x.sum()),
     "a map to a list": lambda: measured(lambda x: [1.0]),

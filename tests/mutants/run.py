@@ -4,7 +4,7 @@ Each mutant of the list (`listed.py`) is put into a copy of the package, and the
 The test that killed it is run once on the copy without it as well: where it fails there too, it says nothing, and the others go
 on without it. A mutant whose tests do not end in time, or with which the package cannot be imported, is killed as well.
 
-    python -m tests.mutants.run [first] [fresh] [third] [fourth] [fifth] [sixth] [--only TEXT] [--afresh] [--laws]
+    python -m tests.mutants.run [first] [fresh] [third] [fourth] [fifth] [sixth] [seventh] [--only TEXT] [--afresh] [--laws]
 
 goes through those that are not known to be killed (all, with `--afresh`), under all tests that cover their files (under those
 of `tests/laws` alone, which takes seconds, with `--laws`), remembers each outcome in `known.json`, and writes
@@ -239,7 +239,8 @@ def page(known: dict[str, list[Any]]) -> str:
         "Written by `make mutants` (`tests/mutants/run.py`; [testing.md](testing.md) says what it does). Small wrong versions of",
         "the package, and the default test that tells each from the right one. The fresh round was written after the tests",
         "that the first one had led to, without a look at them; the others were written from the source alone, but for",
-        "those of the fifth of `bench`, `learn`, `run/checkpoint.py`, `run/store.py` and `run/stored.py`: beside their tests.",
+        "those of the fifth of `bench`, `learn`, `run/checkpoint.py`, `run/store.py` and `run/stored.py`: beside their tests. The",
+        "seventh holds those that survived at first of samples that a program made (`python -m tests.mutants.search`).",
         "",
         "| round | package | killed | not asked |",
         "|---|---|---:|---:|",
