@@ -234,7 +234,26 @@ TOGETHER = {
     "a wrong adjoint": lambda: measured(lambda x: 2 * x, adjoint=lambda w: w),
     "an adjoint of another shape": lambda: measured(lambda x: 2 * x, adjoint=lambda w: w[:, :1]),
 }
+
+
+class Numbers:
+    """A third-party field whose energy torch does not see."""
+
+    event_shape = (2,)
+
+    def energy(self, x):
+        return torch.from_numpy((x.detach().numpy() ** 2).sum(1))
+
+
+def unseen(x):
+    return Numbers().energy(x)
+
+
 RUNS = {
+    "an energy that torch does not see": lambda: sampled(stk.Energy(unseen, (2,))),
+    "a field that torch does not see": lambda: sampled(Numbers()),
+    "a power of what torch does not see": lambda: sampled(stk.tempered(Numbers(), 2.0)),
+    "a prior that torch does not see": lambda: sampled(stk.posterior(Numbers(), LINEAR)),
     "no chains": lambda: sampled(chains=0),
     "chains backwards": lambda: sampled(chains=range(3, 0, -1)),
     "a start of other chains": lambda: sampled(init=torch.zeros(2, 2)),
