@@ -32,6 +32,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -54,6 +55,33 @@ from scoretk.fields.protocols import NoiseSource, drawn
 from scoretk.fields.states import pick, uniform_states
 
 __all__ = ["LanguageField", "from_language_model"]
+
+OF_GENERATE: Mapping[str, float | None] = MappingProxyType(
+    {
+        "temperature": 1,
+        "top_k": 0,
+        "top_p": 1,
+        "min_p": 0,
+        "top_h": 1,
+        "typical_p": 1,
+        "epsilon_cutoff": 0,
+        "eta_cutoff": 0,
+        "repetition_penalty": 1,
+        "no_repeat_ngram_size": 0,
+        "min_length": 0,
+        "min_new_tokens": 0,
+        "guidance_scale": 1,
+        "bad_words_ids": None,
+        "sequence_bias": None,
+        "suppress_tokens": None,
+        "begin_suppress_tokens": None,
+        "forced_bos_token_id": None,
+        "exponential_decay_length_penalty": None,
+        "watermarking_config": None,
+    }
+)
+"""Settings by which `generate` of transformers draws from another law than the logits', and the
+values with which they change nothing."""
 
 CLOSE = 4.0
 """How near answers by embeddings are to those by ids, in roots of the dtype's precision."""
@@ -252,10 +280,11 @@ class LanguageField:
             InvalidArgument: They differ, or a model that is taken for a causal one is not.
         """
         vocabulary, length = _vocabulary(self.lm), len(self.template)
-        pad = getattr(self.lm.config, "pad_token_id", None)  # some models do not look at it by ids
-        tokens = torch.tensor([i for i in range(vocabulary) if i != pad or vocabulary == 1])
+        tokens = _plain(self.lm)
         generator = torch.Generator().manual_seed(0)
         text = tokens[torch.randint(len(tokens), (2, length), generator=generator)]
+        if self.masked:  # which some models treat apart
+            text[0, self._free.int().argmax()] = self.mask
         text = torch.where(self._free, text, self.template)
         first, last = (part.expand(2, -1) for part in (self.before, self.after))
         ids = on(torch.cat([first, text, last], 1), self.lm.get_input_embeddings().weight.device)
@@ -264,17 +293,25 @@ class LanguageField:
             try:
                 by_ids = self.lm(input_ids=ids).logits
                 found = _logits(self.lm, self._embedded(rows, self._table()), ids, self.pad)
-                last_other = torch.cat([ids[:, :-1], (ids[:, -1:] + 1) % vocabulary], 1)
-                before = by_ids if self.masked else self.lm(input_ids=last_other).logits
+                later, own = (True, True) if self.masked else _looks_at(self.lm, ids)
             except Exception as error:  # whatever a model of its own kind raises
                 raise _refused(self.lm, f"It cannot be asked: {error!r}") from error
         if by_ids.shape[-1] != vocabulary:
             raise _refused(self.lm, f"It answers with {by_ids.shape[-1]} of {vocabulary} tokens")
         if not _alike(found, by_ids, CLOSE * torch.finfo(found.dtype).eps ** 0.5):
             raise _refused(self.lm, "It answers otherwise to embeddings than to token ids")
-        rounding = 32 * torch.finfo(found.dtype).eps  # of the same arithmetic on the same numbers
-        if not _alike(before[:, :-1], by_ids[:, :-1], rounding):
-            raise _refused(self.lm, "It looks at tokens that come later: it is no causal model")
+        if later and not self.masked:
+            raise _refused(
+                self.lm,
+                "It looks at tokens that come later: it is no causal model. A masked one is told by its "
+                "mask token, mask=id",
+            )
+        if not own:
+            raise _refused(
+                self.lm,
+                "What it says at a place hangs on the tokens before it alone: a model of transformers "
+                "says there what comes after its token. Move its logits one place ahead",
+            )
 
 
 @explained
@@ -291,7 +328,8 @@ def from_language_model(
 
     Args:
         lm: A model of transformers with a head over the vocabulary, `...LMHeadModel`,
-            `...ForCausalLM` or `...ForMaskedLM`.
+            `...ForCausalLM` or `...ForMaskedLM`. Its logits are taken as they are: those at a place are
+            of the token after it, of a masked model of the token there.
         length: How many tokens the text has.
         constraint: Tokens that are given, by their place in the text, or as one entry a place with
             None where it is free; None for none. Those that a causal model is given at the
@@ -300,7 +338,8 @@ def from_language_model(
         before: The ids before the text; None for the beginning-of-sentence token of a causal
             model's configuration, and for none of a masked one.
         after: The ids after the text, of a masked model.
-        mask: The id of the mask token; None for that of the configuration.
+        mask: The id of the mask token; None for that of the configuration. A model of a class that is
+            either (XLM, Flaubert) is a masked one where this is given.
 
     Returns:
         The field, of x of shape `(free tokens, vocabulary)` with states "one-hot".
@@ -309,7 +348,9 @@ def from_language_model(
         InvalidArgument: An argument does not fit, or the model has no head over tokens.
 
     Warns:
-        UserWarning: Texts that hold the pad token are others for it by token ids than by embeddings.
+        UserWarning: Texts that hold the pad token are others for it by token ids than by embeddings;
+            or its `generation_config` has settings, such as a temperature, by which `generate` draws
+            from another law than the logits'.
     """
     if isinstance(lm, partial):
         raise InvalidArgument("lm", type(lm), "a model without arguments that are bound to it")
@@ -325,7 +366,8 @@ def from_language_model(
             "a causal or masked model: this one's law is of texts given a source",
             "Some have a causal decoder of their own, such as BartForCausalLM",
         )
-    if not masked and not any("LMHead" in n or "CausalLM" in n for n in kinds):
+    headed = getattr(lm, "get_output_embeddings", lambda: None)() is not None
+    if not headed and not any("LMHead" in n or "CausalLM" in n or "MaskedLM" in n for n in kinds):
         raise InvalidArgument(
             "lm", type(lm), "a model with a head over the vocabulary", "Such as GPT2LMHeadModel"
         )
@@ -333,6 +375,10 @@ def from_language_model(
     vocabulary = _vocabulary(lm)
     lead = [] if before is None else _ids("before", before, vocabulary)
     trail = _ids("after", after, vocabulary)
+    if mask is not None and not masked:
+        masked = _looks_ahead(lm)  # some are of either kind, by their configuration
+        if not masked:
+            raise InvalidArgument("mask", mask, "nothing with a causal model")
     if masked:
         mask = _mask(lm, mask)
     else:
@@ -361,7 +407,32 @@ def from_language_model(
         pad,
     )
     field._check()
+    if not masked:
+        _tell_of_generate(lm)
     return field
+
+
+def _tell_of_generate(lm: Any) -> None:
+    """Say which settings of `generate` are no part of the law.
+
+    Warns:
+        UserWarning: There are some.
+    """
+    config: Any = getattr(lm, "generation_config", None)
+    if config is None:
+        return
+    usual = type(config)()
+    held = {name: getattr(config, name, None) for name in OF_GENERATE}
+    told = [
+        f"{name}={value!r}"
+        for name, value in held.items()
+        if value not in (None, OF_GENERATE[name], getattr(usual, name, None))
+    ]
+    if told:
+        warn(
+            "from_language_model: the law is that of the model's logits as they are; "
+            f"{', '.join(told)} of its generation_config are for generate() and no part of it"
+        )
 
 
 def _logits(lm: Any, embedded: Tensor, ids: Tensor, pad: int | None) -> Tensor:
@@ -388,28 +459,51 @@ def _uncounted(lm: Any) -> int | None:
     Warns:
         UserWarning: Texts with the pad token are others by ids, in a way that is not known.
     """
-    pad: Any = getattr(lm.config, "pad_token_id", None)
+    for pad in _pads(lm):
+        if _is_uncounted(lm, pad):
+            return pad
+    return None
+
+
+def _pads(lm: Any) -> list[int]:
+    """The ids that a configuration, or a part of the model, holds for that of the pad token."""
+    parts = [getattr(part, "padding_idx", None) for part in lm.modules()]
+    found = [getattr(lm.config, "pad_token_id", None), *parts]
     vocabulary = _vocabulary(lm)
-    if not is_integer(pad) or not 0 <= pad < vocabulary or vocabulary == 1:
-        return None
-    device = lm.get_input_embeddings().weight.device
+    held = (int(i) for i in found if i is not None and is_integer(i))
+    return [i for i in dict.fromkeys(held) if 0 <= i < vocabulary > 1]
+
+
+def _plain(lm: Any) -> Tensor:
+    """The ids of a model's tokens without those of pad tokens, which some do not look at by ids."""
+    pads, vocabulary = _pads(lm), _vocabulary(lm)
+    return torch.tensor([i for i in range(vocabulary) if i not in pads] or [*range(vocabulary)])
+
+
+def _is_uncounted(lm: Any, pad: int) -> bool:
+    """Whether a model does not count a token among the positions.
+
+    Warns:
+        UserWarning: Texts with the token are others by ids, in a way that is not known.
+    """
+    vocabulary, device = _vocabulary(lm), lm.get_input_embeddings().weight.device
     # within: transformers logs advice about one at an end
     ids = torch.tensor([[pad - 1, pad, pad + 1, pad - 1]], device=device) % vocabulary
     with left_as_found(lm):
         try:
             if _is_asked_alike(lm, ids, None):
-                return None
+                return False
             if _is_asked_alike(lm, ids, pad):
-                return int(pad)
+                return True
             without = _is_asked_alike(lm, ids[:, ::2], None)
         except Exception:  # noqa: BLE001 (whatever a model of its own kind raises: it is told later)
-            return None
+            return False
     if without:
         warn(
             f"from_language_model: texts that hold the pad token, {pad}, are others for a "
             f"{type(lm).__name__} by token ids than by embeddings, by which this field asks it"
         )
-    return None
+    return False
 
 
 def _is_asked_alike(lm: Any, ids: Tensor, pad: int | None) -> bool:
@@ -449,6 +543,43 @@ def _check_length(lm: Any, length: int, whole: int, pad: int | None) -> None:
 def _vocabulary(lm: Any) -> int:
     """How many tokens the embedding layer of a model knows."""
     return int(lm.get_input_embeddings().weight.shape[0])
+
+
+@torch.no_grad()
+def _looks_ahead(lm: Any) -> bool:
+    """Whether a model looks at tokens that come later.
+
+    Raises:
+        InvalidArgument: It cannot be asked.
+    """
+    tokens = on(_plain(lm), lm.get_input_embeddings().weight.device)
+    with left_as_found(lm):
+        try:
+            return _looks_at(lm, tokens[torch.arange(4) % len(tokens)][None])[0]
+        except Exception as error:  # whatever a model of its own kind raises
+            raise _refused(lm, f"It cannot be asked: {error!r}") from error
+
+
+def _looks_at(lm: Any, ids: Tensor) -> tuple[bool, bool]:
+    """What a model's logits hang on: whether on later tokens, and whether on that of their own place.
+
+    The second is told where they hang on the token before: what no token moves may be a law, too.
+
+    Args:
+        lm: The model.
+        ids: Texts of at least two tokens, `(batch, k)`.
+    """
+    by_ids = lm(input_ids=ids).logits
+    rounding = 32 * torch.finfo(by_ids.dtype).eps  # of the same arithmetic on the same numbers
+    other, tokens = ids.clone(), on(_plain(lm), ids.device)
+
+    def moves(place: int, asked: slice) -> bool:
+        next_one = torch.searchsorted(tokens, ids[:, place].contiguous()) + 1
+        other.copy_(ids)[:, place] = tokens[next_one % len(tokens)]
+        return not _alike(lm(input_ids=other).logits[:, asked], by_ids[:, asked], rounding)
+
+    last, before = slice(-1, None), slice(None, -1)
+    return moves(-1, before), moves(-1, last) or not moves(-2, last)
 
 
 def _alike(found: Tensor, expected: Tensor, close: float) -> bool:

@@ -426,3 +426,94 @@ def test_a_text_longer_than_the_models_positions_is_refused(gpt2, bert):
         stk.from_language_model(bert, 9, mask=3)
     assert stk.from_language_model(gpt2, 7).event_shape == (7, V)
     assert stk.from_language_model(bert, 8, mask=3).event_shape[0] == 8
+
+
+def test_settings_of_generate_that_change_its_law_are_told(transformers):
+    """They are no part of the field's, which is that of the logits."""
+    lm = model(transformers, "GPT2LMHeadModel")
+    plain = stk.from_language_model(lm, L)
+    x = plain.one_hot(torch.tensor([[4, 5, 6]]))
+    expected = plain.log_prob(x)
+    for name, value in {
+        "temperature": 0.5, "top_k": 3, "top_p": 0.9, "repetition_penalty": 1.2, "min_length": 5,
+        "bad_words_ids": [[3]], "suppress_tokens": [4], "forced_bos_token_id": 5,
+    }.items():  # fmt: skip
+        lm.generation_config = transformers.GenerationConfig(**{name: value})
+        with pytest.warns(UserWarning, match=rf"{name}=.* of its generation_config are for generate"):
+            field = stk.from_language_model(lm, L)
+        assert torch.equal(field.log_prob(x), expected)
+    lm.generation_config = transformers.GenerationConfig(temperature=1.0, top_p=1.0, max_length=9)
+    stk.from_language_model(lm, L)  # (a warning would be an error)
+
+
+def test_logits_of_their_own_place_are_refused(transformers, monkeypatch):
+    """Shifted by one: those at a place are of its own token, and hang on the tokens before."""
+    lm = model(transformers, "GPT2LMHeadModel")
+    forward = lm.forward
+
+    def shifted(**given):
+        found = forward(**given)
+        first = torch.zeros_like(found.logits[:, :1])
+        found.logits = torch.cat([first, found.logits[:, :-1]], 1)
+        return found
+
+    monkeypatch.setattr(lm, "forward", shifted)
+    with pytest.raises(InvalidArgument, match="Move its logits one place ahead"):
+        stk.from_language_model(lm, L)
+
+
+def test_logits_that_no_token_moves_are_a_law(transformers, monkeypatch):
+    lm = model(transformers, "GPT2LMHeadModel")
+    forward = lm.forward
+
+    def unmoved(**given):
+        found = forward(**given)
+        found.logits = found.logits * 0 + torch.arange(11.0)
+        return found
+
+    monkeypatch.setattr(lm, "forward", unmoved)
+    field = stk.from_language_model(lm, 1)
+    expected = torch.arange(11.0).log_softmax(0)[[7]]
+    torch.testing.assert_close(field.log_prob(field.one_hot(torch.tensor([[7]]))), expected)
+
+
+def test_a_pad_token_that_the_configuration_does_not_say(transformers):
+    """MPNet's positions leave token 1 out of the count, whatever its configuration says."""
+    config = transformers.MPNetConfig(**(IDS | SMALL | {"max_position_embeddings": 32}))
+    lm = made(transformers.MPNetForMaskedLM, config)
+    field = stk.from_language_model(lm, L, before=[0], mask=3)
+    ids = torch.tensor([[4, 1, 6], [1, 2, 7], [8, 9, 4]])
+    expected = by_ids(lm, ids, [0], 3)
+    torch.testing.assert_close(-field.energy(field.one_hot(ids)), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:from_language_model. texts that hold the pad token")
+@pytest.mark.parametrize("causal", [False, True])
+def test_a_model_that_is_of_either_kind_is_masked_by_its_mask_token(transformers, causal):
+    config = transformers.XLMConfig(
+        n_words=11, emb_dim=8, n_layers=1, n_heads=2, max_position_embeddings=32, causal=causal,
+        pad_index=2, unk_index=3, mask_index=4, bos_index=0, eos_index=1,
+    )  # fmt: skip
+    lm = made(transformers.XLMWithLMHeadModel, config)
+    ids = torch.tensor([[5, 6, 7], [8, 9, 10]])
+    if causal:
+        with pytest.raises(InvalidArgument, match="mask: expected nothing with a causal model"):
+            stk.from_language_model(lm, L, before=[0], mask=4)
+        field, mask = stk.from_language_model(lm, L, before=[0]), None
+    else:
+        with pytest.raises(InvalidArgument, match="A masked one is told by its mask token"):
+            stk.from_language_model(lm, L, before=[0])
+        field, mask = stk.from_language_model(lm, L, before=[0], mask=4), 4
+    expected = by_ids(lm, ids, [0], mask)
+    torch.testing.assert_close(-field.energy(field.one_hot(ids)), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_head_is_known_by_itself(transformers):
+    """`BertGenerationDecoder` has one, and says so in no part of its name."""
+    config = transformers.BertGenerationConfig(
+        **(IDS | SMALL), is_decoder=True, max_position_embeddings=32
+    )
+    lm = made(transformers.BertGenerationDecoder, config)
+    field = stk.from_language_model(lm, L)
+    ids = torch.tensor([[5, 6, 7]])
+    torch.testing.assert_close(-field.energy(field.one_hot(ids)), by_ids(lm, ids, [0], None))
