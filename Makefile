@@ -33,6 +33,8 @@ adapters:
 	$(MAKE) VENV=.venv-adapters .venv-adapters/.installed
 	.venv-adapters/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[adapters]'
 	.venv-adapters/bin/pip install --quiet --disable-pip-version-check --no-deps flow_matching torchcfm k-diffusion
+	# Stan's sources and compiler, of which test_stan.py compiles two programs; it is left out where no wheel fits.
+	-.venv-adapters/bin/pip install --quiet --disable-pip-version-check --no-deps --only-binary :all: httpstan
 	# azula brings torchvision, which fits one build of torch: beside another it keeps diffusers from importing.
 	.venv-adapters/bin/python -c 'import torchvision' 2> /dev/null || .venv-adapters/bin/pip uninstall --quiet --yes torchvision
 	.venv-adapters/bin/python -m pytest tests/adapters -m ''

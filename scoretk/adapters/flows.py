@@ -86,6 +86,10 @@ class _Flow(Protocol):
         """`log p(x | c)`, `(batch,)`."""
 
     @property
+    def discrete(self) -> bool:
+        """Whether its base is a law of counts or classes."""
+
+    @property
     def explicit(self) -> bool:
         """Whether its base is a known transform of the noise."""
 
@@ -277,6 +281,14 @@ def from_flow(
 
 def _field(law: _Flow, event_shape: Sequence[int] | None, support: Any) -> FlowField:
     """The field of a flow, which is asked what it does not say."""
+    if law.discrete:
+        raise InvalidArgument(
+            "flow",
+            type(law.flow),
+            "a flow whose base has a density",
+            "Its base is a law of counts or classes: what a flow makes of it has probabilities, and no "
+            "density to sample by",
+        )
     if event_shape is None:
         try:
             event_shape = law.shape()
@@ -375,33 +387,30 @@ def _asked_onto(field: FlowField, cond: Cond) -> FlowField:
         InvalidArgument: It does not, or its density is not computed, or by chance.
     """
     flow, noise = field.flow, Noise(0, ASKED, device=_like(field.flow.flow).device)
-    with torch.no_grad():
-        try:
-            z = flow.base(noise, cond)
-            if z[0].numel() != math.prod(field.event_shape):
-                return field  # which is told where it is asked
-            x = flow.inverse(z, cond).reshape(ASKED, *field.event_shape)
-        except Exception as error:  # what a transform raises of noise to which nothing leads
-            if type(error).__name__ in NO_INVERSE:
-                return replace(field, provides=field.provides - {"draw"})
-            raise _not_onto(field, error) from error
-        if not bool(x.isfinite().all()):
+    try:
+        z = flow.base(noise, cond).detach()
+        if z[0].numel() != math.prod(field.event_shape):
+            return field  # which is told where it is asked
+        # with gradients: some layers find their Jacobian by them
+        x = flow.inverse(z, cond).detach().reshape(ASKED, *field.event_shape)
+    except Exception as error:  # what a transform raises of noise to which nothing leads
+        if type(error).__name__ in NO_INVERSE:
+            return replace(field, provides=field.provides - {"draw"})
+        raise _not_onto(field, error) from error
+    if not bool(x.isfinite().all()):
+        raise _not_onto(field)
+    _check_density(field, x, cond)
+    near = _gaps(field, z, x, cond)
+    lost = ~(near <= LOST)
+    if bool(lost.any()):
+        middle = x.median(0).values
+        farther = [middle + reach * (x - middle) for reach in FARTHER]
+        best = torch.stack([_gaps(field, z, y, cond).nan_to_num(torch.inf) for y in farther])
+        if bool((best.amin(0)[lost] > near[lost] / 2).all()) and float(lost.double().mean()) > CUT:
             raise _not_onto(field)
-        _check_density(field, x, cond)
-        near = _gaps(field, z, x, cond)
-        lost = ~(near <= LOST)
-        if bool(lost.any()):
-            middle = x.median(0).values
-            farther = [middle + reach * (x - middle) for reach in FARTHER]
-            best = torch.stack([_gaps(field, z, y, cond).nan_to_num(torch.inf) for y in farther])
-            if (
-                bool((best.amin(0)[lost] > near[lost] / 2).all())
-                and float(lost.double().mean()) > CUT
-            ):
-                raise _not_onto(field)
-            field = replace(field, provides=field.provides - {"draw"})
-        if field.support is None:
-            _check_defined(field, x, cond)
+        field = replace(field, provides=field.provides - {"draw"})
+    if field.support is None:
+        _check_defined(field, x, cond)
     return field
 
 
@@ -525,6 +534,10 @@ def _log_normal(z: Tensor) -> Tensor:
 class _OnAllOfSpace:
     """What the flows of most libraries have in common."""
 
+    @property
+    def discrete(self) -> bool:
+        return False
+
     def some_conditions(self, rows: int) -> Cond | None:
         return None
 
@@ -534,6 +547,11 @@ class _OnAllOfSpace:
 
 class _OfZuko:
     """What a flow of zuko and a distribution of one have in common: a base of torch's."""
+
+    @property
+    def discrete(self) -> bool:
+        base = self._base  # type: ignore[attr-defined]
+        return not _fails(lambda: base().support) and bool(base().support.is_discrete)
 
     def some_conditions(self, rows: int) -> Cond | None:
         return None
@@ -680,6 +698,10 @@ class _NFlows(_OnAllOfSpace):
 
     flow: Any
     names = ("context",)
+
+    @property
+    def discrete(self) -> bool:
+        return type(self.flow._distribution).__name__ == "ConditionalIndependentBernoulli"
 
     def conditional(self, shape: tuple[int, ...]) -> bool:
         """Whether a part of it reads a context; many leave it out without a word where it is None."""

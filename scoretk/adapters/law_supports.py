@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
+from copy import copy
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.distributions import biject_to, constraints
 
 from scoretk.core.dependencies import required
@@ -51,8 +53,25 @@ OF_MIXTURES = (
 def bare_support(support: Any) -> Any:
     """The constraint of one number, of one of many of these, of torch's or numpyro's."""
     while type(support).__name__ in ("_IndependentConstraint", "MixtureSameFamilyConstraint"):
-        support = support.base_constraint
+        mixed, support = "Mixture" in type(support).__name__, support.base_constraint
+        support = _of_one_component(support, support.event_dim) if mixed else support
     return support
+
+
+def _of_one_component(support: Any, events: int) -> Any:
+    """The support of the first of a mixture's components, which has an axis of bounds for them.
+
+    Args:
+        support: That of all components.
+        events: How many axes one value has, which come after the components'.
+    """
+    one = copy(support)
+    for name, part in vars(support).items():
+        if isinstance(part, Tensor) and part.ndim > events:
+            setattr(one, name, part.select(-1 - events, 0))
+        elif isinstance(part, constraints.Constraint):
+            setattr(one, name, _of_one_component(part, events))
+    return one
 
 
 def supports_within(law: Any) -> Iterator[Any]:

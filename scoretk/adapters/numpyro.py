@@ -7,6 +7,7 @@ model under `jax.vmap`, where all that depends on a site's value is an array wit
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -217,6 +218,7 @@ _CONSTRAINTS = {
 
 _BOUNDED: dict[str, Callable[[Any], Any]] = {
     "_Interval": lambda c: constraints.interval(_bound(c.lower_bound), _bound(c.upper_bound)),
+    "_Circular": lambda c: constraints.interval(-math.pi, math.pi),
     "_GreaterThan": lambda c: constraints.greater_than(_bound(c.lower_bound)),
     "_GreaterThanEq": lambda c: constraints.greater_than_eq(_bound(c.lower_bound)),
     "_LessThan": lambda c: constraints.less_than(_bound(c.upper_bound)),

@@ -66,18 +66,19 @@ def save_pretrained(
         settings: What that model, or the caller's function, takes: plain values of JSON, whose
             lists stand for tuples too.
         cond: Conditions by name, a few rows of each, for a field that does not answer without: at
-            them it is asked for the answers that tell it from another.
+            them it is asked for the answers that tell it from another. `{}` stores such a field without
+            its answers.
         card: Text for the model card.
 
     Returns:
         The folder.
 
     Warns:
-        UserWarning: The field does not answer without conditions, and `cond` is None.
+        UserWarning: The field does not answer without conditions, and `cond` is `{}`.
 
     Raises:
         InvalidArgument: It is no field, has no module with weights, holds state that is no tensor,
-            or the settings are not plain.
+            does not answer at the conditions, or without, or the settings are not plain.
         UnknownName: No model has this name.
     """
     if not is_field(field):
@@ -105,11 +106,7 @@ def save_pretrained(
     text = _plain(config)
     found = answers(field, rows)
     if not found.keys() & OF_THE_NETWORK:
-        warn(
-            f"save_pretrained: {field_name(field)} did not answer without conditions: a field of the "
-            "same weights that answers otherwise will not be told from it. "
-            "cond={name: a few rows} lets it be asked"
-        )
+        _tell_of_no_answers(field, cond)
     held = tensors | found | {f"{COND}{name}": value.cpu() for name, value in rows.items()}
     path = _path(folder)
     try:
@@ -145,7 +142,8 @@ def load_pretrained(
         The field.
 
     Warns:
-        UserWarning: Weights are rounded to the field's own dtypes.
+        UserWarning: Weights are rounded to the field's own dtypes; or no answers of the field are
+            stored, by which another of the same weights would be told from it.
 
     Raises:
         InvalidArgument: The folder holds no such files, the weights do not fit the field, or it
@@ -175,6 +173,11 @@ def load_pretrained(
             f"{field_name(made)} of {_told(*told)}",
             f"the field whose weights these are, of {_told(shape, predicts)}",
         )
+    if not stored.keys() & OF_THE_NETWORK:
+        warn(
+            f"load_pretrained: {path} holds no answers of its field, which was saved without conditions: "
+            "a field of the same weights that answers otherwise is not told from it"
+        )
     before = _states(made)
     try:
         _put(made, tensors)
@@ -184,6 +187,30 @@ def load_pretrained(
             _put(made, before)
         raise
     return made
+
+
+def _tell_of_no_answers(field: Any, cond: Mapping[str, Tensor] | None) -> None:
+    """Say that what a field answers cannot be stored.
+
+    Warns:
+        UserWarning: `cond` is empty: it was asked to be stored without.
+
+    Raises:
+        InvalidArgument: It is not.
+    """
+    name = field_name(field)
+    without = "A field of the same weights that answers otherwise would not be told from it"
+    if cond is None:
+        raise InvalidArgument(
+            "cond",
+            None,
+            f"a few rows of each condition, as {name} does not answer without conditions",
+            f"{without}; cond={{}} stores it all the same",
+        )
+    if cond:
+        shapes = {key: tuple(value.shape) for key, value in cond.items()}
+        raise InvalidArgument("cond", shapes, f"conditions at which {name} answers")
+    warn(f"save_pretrained: {name} did not answer without conditions. {without}")
 
 
 def _plain(config: Mapping[str, Any]) -> str:
@@ -344,8 +371,10 @@ def _states(field: Any) -> dict[str, Tensor]:
         for name, value in root.state_dict().items()
     }
     for name, value in found.items():
-        if not isinstance(value, Tensor) or is_lazy(value):
+        if not isinstance(value, Tensor) or is_lazy(value) or value.is_meta:
             hint = "Call the network once" if isinstance(value, Tensor) else "No pickle is stored"
+            if isinstance(value, Tensor) and value.is_meta:
+                hint = "Give it memory: network.to_empty(device='cpu')"
             raise InvalidArgument(
                 "field",
                 f"{field_name(field)}, whose {name.partition('.')[2]} is {type(value).__name__}",

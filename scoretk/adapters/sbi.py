@@ -238,12 +238,13 @@ class _OfOne:
 
     def __call__(self, theta: Tensor) -> Tensor:
         grad = torch.is_grad_enabled()
+        shape = tuple(self.potential.return_x_o().shape)
         value: Tensor = answered(
             lambda: self.potential(theta, track_gradients=grad),
             self.potential,
             theta,
             {},
-            OBSERVATION,
+            f"{OBSERVATION}. This observation has shape {shape}",
         )
         return -value
 

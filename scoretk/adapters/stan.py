@@ -8,6 +8,10 @@ parameters (`scoretk.tempered`, `product`) would need the derivative of T, and i
 bridgestan's interface is of one point: chains are asked one by one. Where Stan refuses values, by a
 `RuntimeError`, the density is 0, and there are no free coordinates.
 
+Stan takes a simplex, a unit vector or the rows of a correlation's Cholesky factor for such only to 1e-8,
+which float32 does not resolve. What the parameters tie among their numbers is found at a few points, and
+values that miss it by such a rounding are led onto it.
+
 Stan names each number, `theta.1.2`, and runs through the first axis of an array fastest; a tensor
 runs through the last, so that numbers are put into its order.
 
@@ -21,8 +25,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -60,10 +68,13 @@ def from_stan(model: Any) -> Constrained:
             "a bridgestan.StanModel",
             "Such as bridgestan.StanModel('model.stan', data)",
         )
-    owner = _Stan(model)
+    owner, free = _Stan(type(model), *_told(model)), (int(model.param_unc_num()),)
+    _MODELS[owner] = model
+    if free == (0,):
+        raise InvalidArgument("model", model, "a model with parameters")
     layout, order = _layout(model.param_names())
-    to_parameters = _StansMap(owner, order)
-    free = (int(model.param_unc_num()),)
+    to_parameters = _StansMap(owner, order, layout, {})
+    to_parameters = replace(to_parameters, ties=_ties(to_parameters, free[0]))
     energy = Owned(owner.value, owner.both, called("from_stan", model))
     check_repeats("model", lambda: owner.value(inner(*free)))
     users = _OfParameters(owner, layout, to_parameters)
@@ -72,9 +83,29 @@ def from_stan(model: Any) -> Constrained:
 
 @dataclass(frozen=True, eq=False)
 class _Stan:
-    """The functions of a Stan model, of rows."""
+    """The functions of a Stan model, of rows.
 
-    model: Any
+    The model is no part of this, as it holds places in memory: what tells models apart is said.
+
+    Attributes:
+        kind: Its class.
+        data: Its data, as it has them.
+        seed: That of its random numbers in transformed data.
+        library: A digest of what was compiled.
+    """
+
+    kind: type
+    data: str
+    seed: str
+    library: str
+
+    def __deepcopy__(self, memo: Any) -> _Stan:
+        return self
+
+    @property
+    def model(self) -> Any:
+        """The `bridgestan.StanModel`."""
+        return _MODELS[self]
 
     def value(self, z: Tensor, jacobian: bool = True) -> Tensor:
         """The log density of z, `(batch,)`, up to a constant."""
@@ -109,6 +140,53 @@ class _Stan:
         return torch.as_tensor(found).to(x)
 
 
+_MODELS: WeakKeyDictionary[_Stan, Any] = WeakKeyDictionary()
+
+
+def _told(model: Any) -> tuple[str, str, str]:
+    """What tells a Stan model from another: its data, its seed, a digest of its library."""
+    library = Path(str(getattr(model, "lib_path", "")))
+    digest = sha256(library.read_bytes()).hexdigest() if library.is_file() else ""
+    return str(getattr(model, "data", "")), str(getattr(model, "seed", "")), digest
+
+
+TIES: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType(
+    {
+        "symmetric": lambda v: (v + v.mT) / 2,
+        "rows of sum 1": lambda v: v / v.sum(-1, keepdim=True),
+        "columns of sum 1": lambda v: v / v.sum(-2, keepdim=True),
+        "rows of norm 1": lambda v: v / v.norm(dim=-1, keepdim=True),
+        "rows of sum 0": lambda v: v - v.mean(-1, keepdim=True),
+        "columns of sum 0": lambda v: v - v.mean(-2, keepdim=True),
+    }
+)
+"""What leads values onto a tie that Stan's types have, and leaves those that hold it as they are."""
+ROUNDED = 1e-6
+"""How far from a tie values of float32 may be, in units of the largest."""
+HOLDS = 1e-10
+"""How far from a tie Stan's own numbers are at most."""
+
+
+def _ties(over: _StansMap, free: int) -> dict[str, tuple[str, ...]]:
+    """What Stan's parameters tie among their numbers, by name, found at a few points."""
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn((8, free), generator=generator, dtype=torch.float64)
+    x = over.constrain(z)
+    values = over.layout.split(x[x.isfinite().all(-1)])
+    found = {name: tuple(tie for tie in TIES if _holds(tie, v)) for name, v in values.items()}
+    return {name: ties for name, ties in found.items() if ties}
+
+
+def _holds(tie: str, values: Tensor) -> bool:
+    """Whether a tie holds at all of several points `(points, *shape)`."""
+    shape = values.shape[1:]
+    square = len(shape) > 1 and shape[-1] == shape[-2] > 1
+    possible = square if tie == "symmetric" else len(shape) > ("columns" in tie)
+    if not (possible and len(values) and min(shape) > 0):
+        return False
+    return bool(((TIES[tie](values) - values).abs() <= HOLDS).all())
+
+
 def _rows(x: Tensor) -> Any:
     return np.ascontiguousarray(x.detach().double().cpu().numpy())
 
@@ -120,10 +198,14 @@ class _StansMap:
     Attributes:
         stan: The model.
         order: Where in Stan's order the parameters in the layout's are.
+        layout: The parameters.
+        ties: What each ties among its numbers, by name of the parameter.
     """
 
     stan: _Stan
     order: Tensor
+    layout: Layout
+    ties: Mapping[str, tuple[str, ...]]
     event_dim = 1
 
     def free_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -135,7 +217,22 @@ class _StansMap:
 
     def unconstrain(self, x: Tensor) -> Tensor:
         model, back = self.stan.model, self.order.argsort().to(x.device)
-        return self._each(model.param_unconstrain, x[..., back], int(model.param_unc_num()))
+        tied = self._tied(x.double())[..., back]
+        return self._each(model.param_unconstrain, tied, int(model.param_unc_num())).to(x)
+
+    def _tied(self, x: Tensor) -> Tensor:
+        """Parameters led onto what ties them, where they miss it by roundings of float32."""
+        values = self.layout.split(x)
+        for name, ties in self.ties.items():
+            given = values[name]
+            led = given
+            for tie in ties:
+                led = TIES[tie](led)
+            axes = tuple(range(x.ndim - 1, given.ndim))
+            missed = (led - given).abs().amax(axes, keepdim=True)
+            near = missed <= ROUNDED * given.abs().amax(axes, keepdim=True)
+            values[name] = torch.where(near, led, given)
+        return self.layout.joined(values)
 
     def _each(self, ask: Callable[[Any], Any], x: Tensor, size: int) -> Tensor:
         found = self.stan.each(ask, x.reshape(-1, x.shape[-1]), size)

@@ -283,7 +283,7 @@ class LanguageField:
         tokens = _plain(self.lm)
         generator = torch.Generator().manual_seed(0)
         text = tokens[torch.randint(len(tokens), (2, length), generator=generator)]
-        if self.masked:  # which some models treat apart
+        if self.mask is not None:  # which some models treat apart
             text[0, self._free.int().argmax()] = self.mask
         text = torch.where(self._free, text, self.template)
         first, last = (part.expand(2, -1) for part in (self.before, self.after))

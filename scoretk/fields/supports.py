@@ -637,12 +637,22 @@ def trailing_sum(values: Tensor, axes: int) -> Tensor:
     return values if axes <= 0 else values.flatten(-axes).sum(-1)
 
 
+def _between(lower: Any, upper: Any) -> Any:
+    """The bijection onto an interval, of which an end may be infinite, of all entries alike."""
+    open_below, open_above = (bool(torch.as_tensor(b).isinf().all()) for b in (lower, upper))
+    if open_below and open_above:
+        return REAL
+    if open_above:
+        return Above(lower)
+    return Below(upper) if open_below else Between(lower, upper)
+
+
 _MADE: dict[type, Any] = {
     constraints.greater_than: lambda c: Above(c.lower_bound),
     constraints.greater_than_eq: lambda c: Above(c.lower_bound),
     constraints.less_than: lambda c: Below(c.upper_bound),
-    constraints.interval: lambda c: Between(c.lower_bound, c.upper_bound),
-    constraints.half_open_interval: lambda c: Between(c.lower_bound, c.upper_bound),
+    constraints.interval: lambda c: _between(c.lower_bound, c.upper_bound),
+    constraints.half_open_interval: lambda c: _between(c.lower_bound, c.upper_bound),
     constraints.independent: lambda c: bijection(c.base_constraint),
     type(constraints.real): lambda c: REAL,
     type(constraints.simplex): lambda c: Simplex(),

@@ -666,6 +666,42 @@ def test_a_flow_with_layers_that_draw_has_no_density():
         stk.from_flow(seeded(lambda: normflows_of(made)))
 
 
+def test_a_jacobian_by_autograd_and_chance_is_told_as_that():
+    """FrEIA's residual layer has one of probes, and finds it by gradients both ways."""
+    importing("FrEIA")
+    import FrEIA.framework as framework
+    import FrEIA.modules as layers
+
+    def made():
+        flow = framework.SequenceINN(D)
+        flow.append(layers.IResNetLayer)
+        return flow
+
+    flow = seeded(made)
+    with pytest.raises(InvalidArgument, match="draws numbers of its own"):
+        stk.from_flow(flow)
+
+
+@pytest.mark.parametrize("library", ["zuko", "nflows"])
+def test_a_flow_with_a_discrete_base_has_no_density(library):
+    importing(library)
+    if library == "zuko":
+        import zuko
+
+        def law(rate):
+            return td.Independent(td.Poisson(rate), 1)
+
+        base = zuko.lazy.UnconditionalDistribution(law, torch.ones(D), buffer=True)
+        flow = seeded(lambda: zuko.lazy.Flow([zuko.flows.MAF(D).transform], base))
+    else:
+        from nflows import distributions, flows, transforms
+
+        base = distributions.ConditionalIndependentBernoulli([D])
+        flow = flows.Flow(transforms.IdentityTransform(), base)
+    with pytest.raises(InvalidArgument, match="law of counts or classes"):
+        stk.from_flow(flow)
+
+
 @pytest.mark.parametrize("name", ["zuko NSF", "nflows", "normflows", "FrEIA, given c"])
 def test_a_flow_of_float64_is_asked_in_it(name):
     flow = seeded(FLOWS[name][0]).double()

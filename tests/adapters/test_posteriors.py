@@ -15,6 +15,7 @@ from torch import distributions as td
 from torch.distributions import constraints
 
 import scoretk as stk
+from scoretk.core.identity import Identity
 from scoretk.errors import InvalidArgument
 
 BRINGS = [
@@ -64,11 +65,14 @@ BRINGS = [
     (
         "a model of Stan, by bridgestan",
         "stk.from_stan(model)",
-        "the same, in a stand-in for its documented interface: the tests compile no Stan program",
+        "the same, in a stand-in for its documented interface; Stan 2.35 itself, every type of parameter, "
+        "behind bridgestan's class (`slow`, where httpstan is)",
         "bridgestan==2.9.0",
         [
             "test_names_supports_density_and_gradient_are_the_models",
             "test_schools.test_the_posterior_is_the_references",
+            "test_stan.test_names_and_orders_are_stans",
+            "test_stan.test_draws_of_float32_are_points_to_start_from",
         ],
     ),
 ]
@@ -1228,3 +1232,118 @@ def test_stan_refuses_points_and_says_what_it_is_not():
         stk.from_stan(torch.nn.Identity())
     with pytest.raises(InvalidArgument, match="one value a chain of each of"):
         stk.sample(field, stk.MALA(0.1), chains=2, init={"mu": torch.zeros(2)})
+
+
+class OfSimplex(OfNames):
+    """A simplex as Stan has it, which takes a point for one to 1e-8."""
+
+    NAMES = ("p.1", "p.2", "p.3", "mu")
+
+    def param_num(self):
+        return 4
+
+    def param_unc_num(self):
+        return 3
+
+    def param_constrain(self, row):
+        odds = np.exp([row[0], row[1], 0.0])
+        return np.append(odds / odds.sum(), row[2])
+
+    def param_unconstrain(self, row):
+        if not abs(row[:3].sum() - 1) <= 1e-8:
+            raise RuntimeError("simplex_free: Simplex variable is not a valid simplex.")
+        return np.append(np.log(row[:2] / row[2]), row[3])
+
+
+OfSimplex.__module__ = "bridgestan.model"
+
+
+def test_what_misses_stans_types_by_a_rounding_is_led_there():
+    field = stk.from_(OfSimplex())
+    p = torch.tensor([[0.1, 0.2, 0.7], [0.3, 0.3, 0.4]])
+    assert bool(((p.double().sum(1) - 1).abs() > 1e-8).any())  # as float32 has them
+    init = {"p": p, "mu": torch.zeros(2)}
+    draws = stk.sample(field, stk.MALA(0.3), chains=2, steps=3, init=init)
+    assert stk.sample(field, stk.MALA(0.3), chains=2, steps=3, init=draws.final).failures == {}
+    point = field.variables.point(init)
+    torch.testing.assert_close(field.constrain(field.unconstrain(point)), point)
+    for wrong in (p + 1e-4, p * 1.001):
+        with pytest.raises(InvalidArgument, match="inside the constraint the parameters of Stan"):
+            stk.sample(field, stk.MALA(0.3), chains=2, steps=3, init=init | {"p": wrong})
+
+
+def test_a_model_of_stan_is_its_data_and_library_and_no_place_in_memory(tmp_path):
+    def made(data, place, library=b"code"):
+        model = StanModel()
+        model.data, model.seed, model.lib_path, model.model = data, 1, str(tmp_path / "a.so"), place
+        (tmp_path / "a.so").write_bytes(library)
+        return Identity(field=stk.from_(model)).summary()["digest"]
+
+    assert made("{}", 17) == made("{}", 23)
+    assert made("{}", 17) != made('{"y": 1}', 17)
+    assert made("{}", 17) != made("{}", 17, b"other")
+
+
+def of_pyro(make):
+    pyro, dist = importing("pyro"), importing("pyro.distributions")
+    return stk.from_pyro(lambda: pyro.sample("x", make(dist)))
+
+
+BOXES = {
+    "a tail": (lambda d: d.GeneralizedPareto(1.0, 2.0, 0.3), (), 1.0, math.inf),
+    "an end": (lambda d: d.GeneralizedPareto(1.0, 2.0, -0.5), (), 1.0, 5.0),
+    "equal boxes": (
+        lambda d: d.MixtureSameFamily(
+            d.Categorical(torch.ones(2)), d.Uniform(torch.zeros(2), torch.full((2,), 3.0))
+        ),
+        (),
+        0.0,
+        3.0,
+    ),
+    "a batch of them": (
+        lambda d: d.MixtureSameFamily(
+            d.Categorical(torch.ones(4, 2)), d.Uniform(torch.zeros(4, 2), torch.ones(4, 2))
+        ).to_event(1),
+        (4,),
+        0.0,
+        1.0,
+    ),
+    "of vectors": (
+        lambda d: d.MixtureSameFamily(
+            d.Categorical(torch.ones(2)), d.Uniform(torch.zeros(2, 3), torch.ones(2, 3)).to_event(1)
+        ),
+        (3,),
+        0.0,
+        1.0,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BOXES)
+def test_boxes_with_an_infinite_end_and_mixtures_of_one_box_have_their_density(name):
+    make, shape, low, high = BOXES[name]
+    law, field = make(importing("pyro.distributions")), of_pyro(make)
+    size = math.prod(shape)
+    z = torch.linspace(-2, 2, 8 * size, dtype=torch.float64).reshape(8, size)
+    x = field.constrain(z)
+    assert bool(((x > low) & (x < high)).all())
+    expected = law.log_prob(x.reshape(8, *shape))
+    slope = torch.func.vmap(torch.func.jacrev(lambda z: field.constrain(z[None])[0]))(z)
+    jacobian = torch.linalg.slogdet(slope.reshape(8, size, size)).logabsdet
+    torch.testing.assert_close(-field.energy(z), expected + jacobian, rtol=1e-5, atol=1e-5)
+
+
+def test_angles_of_numpyro_are_of_one_period():
+    numpyro, dist = importing("numpyro"), importing("numpyro.distributions")
+    field = stk.from_numpyro(lambda: numpyro.sample("a", dist.VonMises(0.5, 0.1)))
+    draws = stk.sample(field, stk.MALA(1.0), chains=8, steps=20)
+    assert bool((draws["a"].abs() <= torch.pi).all())
+    ends = torch.linspace(-torch.pi, torch.pi, 2001, dtype=torch.float64)[:, None]
+    density = (-field.users_energy(ends[1:] - (ends[1] - ends[0]) / 2)).exp()
+    assert float(density.sum() * (ends[1] - ends[0])) == pytest.approx(1, abs=1e-4)
+    both = stk.from_numpyro(
+        lambda: numpyro.sample("a", dist.SineBivariateVonMises(0.0, 0.0, 1.0, 1.0, 0.1))
+    )
+    draws = stk.sample(both, stk.MALA(1.0), chains=8, steps=20)
+    assert draws["a"].shape == (8, 20, 2)
+    assert bool((draws["a"].abs() <= torch.pi).all())

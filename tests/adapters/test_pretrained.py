@@ -2,6 +2,7 @@
 
 import sys
 import types
+import warnings
 from importlib import import_module
 
 import pytest
@@ -243,15 +244,27 @@ class Told(torch.nn.Module):
 
 def test_fields_that_are_told_conditions(tmp_path):
     """Without rows of these the path, the shape and the prediction are compared; with some the answers."""
+    told, folder = stk.Diffusion(Told(), (2,)), tmp_path / "a"
+    with pytest.raises(InvalidArgument, match=r"a few rows of each condition.*cond=\{\} stores it"):
+        stk.save_pretrained(told, folder)
+    with pytest.raises(
+        InvalidArgument, match=r"conditions at which .* answers, got \{'y': \(3, 5\)\}"
+    ):
+        stk.save_pretrained(told, folder, cond={"y": torch.zeros(3, 5)})
+    assert not folder.exists()
     with pytest.warns(UserWarning, match="did not answer without conditions"):
-        folder = stk.save_pretrained(stk.Diffusion(Told(), (2,)), tmp_path / "a")
+        stk.save_pretrained(told, folder, cond={})
+    with pytest.warns(UserWarning, match="holds no answers of its field"):
+        stk.load_pretrained(folder, stk.Diffusion(Told(), (2,)))
     for other in (
         stk.Diffusion(Told(), (2,), predicts="data"),
         stk.Diffusion(Told(), (2,), stk.EDM()),
         stk.Diffusion(Told(), (3,)),
     ):
-        with pytest.raises(InvalidArgument, match="the field whose weights these are"):
-            stk.load_pretrained(folder, other)
+        with warnings.catch_warnings():  # that no answers are stored
+            warnings.simplefilter("ignore", UserWarning)
+            with pytest.raises(InvalidArgument, match="the field whose weights these are"):
+                stk.load_pretrained(folder, other)
     y = torch.tensor([[1.0], [2.0], [3.0]])
     folder = stk.save_pretrained(stk.Diffusion(Told(), (2,)), tmp_path / "b", cond={"y": y})
     assert (
@@ -274,6 +287,13 @@ def test_a_refusal_leaves_the_field_as_it_was(wrong, trained, tmp_path):
     with pytest.raises(InvalidArgument):
         stk.load_pretrained(folder, given)
     assert bool((given.net.layers[2].bias == 1).all())
+
+
+def test_a_field_without_memory_is_told(trained, tmp_path):
+    folder, bare = stk.save_pretrained(trained, tmp_path), diffusion()
+    bare.net.to("meta")
+    with pytest.raises(InvalidArgument, match="to_empty"):
+        stk.load_pretrained(folder, bare)
 
 
 def test_an_answer_that_is_nan_is_the_same_answer(tmp_path):

@@ -439,7 +439,9 @@ def test_settings_of_generate_that_change_its_law_are_told(transformers):
         "bad_words_ids": [[3]], "suppress_tokens": [4], "forced_bos_token_id": 5,
     }.items():  # fmt: skip
         lm.generation_config = transformers.GenerationConfig(**{name: value})
-        with pytest.warns(UserWarning, match=rf"{name}=.* of its generation_config are for generate"):
+        with pytest.warns(
+            UserWarning, match=rf"{name}=.* of its generation_config are for generate"
+        ):
             field = stk.from_language_model(lm, L)
         assert torch.equal(field.log_prob(x), expected)
     lm.generation_config = transformers.GenerationConfig(temperature=1.0, top_p=1.0, max_length=9)
