@@ -13,6 +13,7 @@ from torch.distributions import biject_to, constraints
 import scoretk as stk
 from scoretk.fields.distribution import in_free_space
 from scoretk.fields.resolve import resolve
+from scoretk.fields.supports import bijection
 from scoretk.fields.validation import refuses
 from tests.evidence import FALSE_ALARM, ks_p, mean_z, z_limit
 
@@ -579,3 +580,21 @@ def test_asked_at_its_start_alone_a_field_is_compiled(monkeypatch):
     monkeypatch.setattr("scoretk.fields.validation.REACH", (0.0,))
     bound = resolve(stk.Energy(HALVES["Exponential"], (2,)), {"energy"})
     assert refuses(bound.energy, torch.ones(4, 2)) is None
+
+
+@pytest.mark.parametrize(
+    ("low", "high"), [(1.0, math.inf), (-math.inf, 2.0), (-math.inf, math.inf), (1.0, 2.0)], ids=str
+)
+@pytest.mark.parametrize("kind", ["interval", "half_open_interval"])
+def test_an_interval_may_have_an_infinite_end(kind, low, high):
+    """As torch's generalised Pareto law has it where its tail has no end."""
+    onto = bijection(getattr(constraints, kind)(low, high))
+    z = torch.linspace(-3, 3, 7, dtype=torch.float64)
+    x = onto.constrain(z)
+    assert bool(((x > low) & (x < high)).all())
+    torch.testing.assert_close(onto.unconstrain(x), z)
+    slope = torch.func.vmap(torch.func.grad(onto.constrain))(z)
+    torch.testing.assert_close(onto.log_jacobian(z, x), slope.abs().log())
+    ends = onto.constrain(torch.tensor([-60.0, 60.0], dtype=torch.float64)).sort().values
+    for end, bound in zip(ends.tolist(), (low, high), strict=True):
+        assert abs(end) > 50 if math.isinf(bound) else abs(end - bound) < 1e-6

@@ -710,7 +710,10 @@ REFUSED = {
     "a constraint of vectors without a shape": {"mu": constraints.simplex},
     "bounds of another shape": {"mu": constraints.interval(LOW, HIGH)},
     "bounds the wrong way round": {"mu": constraints.interval(1.0, 0.0)},
-    "bounds that are infinite": {"mu": constraints.interval(0.0, math.inf)},
+    "bounds that are infinite": {"mu": constraints.interval(math.inf, math.inf)},
+    "an end that is infinite for some": {
+        "mu": constraints.interval(torch.zeros(2), torch.tensor([1.0, math.inf]))
+    },
     "states": {"mu": constraints.boolean},
     "a matrix that is not square": {"mu": lambda: V((2, 3), constraints.corr_cholesky)},
     "a simplex of one": {"mu": lambda: V((1,), constraints.simplex)},

@@ -639,7 +639,10 @@ def trailing_sum(values: Tensor, axes: int) -> Tensor:
 
 def _between(lower: Any, upper: Any) -> Any:
     """The bijection onto an interval, of which an end may be infinite, of all entries alike."""
-    open_below, open_above = (bool(torch.as_tensor(b).isinf().all()) for b in (lower, upper))
+    open_below, open_above = (
+        bool((torch.as_tensor(bound) == end).all())
+        for bound, end in ((lower, -torch.inf), (upper, torch.inf))
+    )
     if open_below and open_above:
         return REAL
     if open_above:
