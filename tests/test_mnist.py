@@ -15,7 +15,8 @@ import scoretk as stk
 from scoretk.bench.mnist import grey as grey_images
 from scoretk.bench.mnist import table
 from scoretk.bench.mnist.data import Split, binarised, grey_split, split
-from scoretk.bench.mnist.estimates import Nats, Second, by_log_z, by_weights, exactly
+from scoretk.bench.mnist.estimates import CHUNK, Nats, Second, by_log_z, by_weights, exactly
+from scoretk.bench.mnist.families import Masked
 from scoretk.bench.mnist.grey import OnPath
 from scoretk.bench.mnist.idx import Images, find_images, find_labels, read_images, read_labels
 from scoretk.bench.mnist.judge import Judge, judge_of
@@ -28,6 +29,7 @@ from scoretk.cli import main
 from scoretk.core.noise import Noise
 from scoretk.core.streams import Stream
 from scoretk.models.digits.networks import fresh
+from scoretk.models.latent.autoregressive import Backbone
 from scoretk.models.latent.vae import VAE
 from scoretk.models.targets.lattices import IndependentUnits, rbm
 from tests.evidence import assert_mean, z_limit
@@ -467,6 +469,31 @@ def test_kept_is_what_the_curve_says_is_best(name, data):
     trained = FAMILIES[name].quick.train(data, Plan(steps=8))
     best = min(point.nats for point in trained.curve)
     assert exactly(trained.field, data.valid).value == pytest.approx(best, rel=1e-5)
+
+
+class Watched(Backbone):
+    """A logit for each site, and how many images it was asked of at once."""
+
+    rows = ()
+
+    def __init__(self):
+        super().__init__()
+        self.bias = torch.nn.Linear(784, 1)
+
+    def forward(self, x):
+        Watched.rows += (len(x),)
+        return self.bias.weight.mT.expand(len(x), 784, 1)
+
+
+def test_images_for_choosing_are_looked_at_in_parts(data):
+    """NADE takes a hidden unit for each site of each image: of all at once it was killed for memory."""
+    recipe = replace(FAMILIES["nade"].quick.recipe, batch=300)
+    images = data._replace(train=data.train.repeat(4, 1, 1), valid=data.valid.repeat(20, 1, 1))
+    Watched.rows = ()
+    trained = Masked(Watched, recipe, "watched").train(images, Plan(steps=3))
+    assert max(Watched.rows) == 300
+    assert sorted({*Watched.rows}) == [150, CHUNK, 300]
+    assert trained.curve[-1].nats == pytest.approx(exactly(trained.field, images.valid).value)
 
 
 def test_minutes_are_steps_by_the_time_of_a_step():
