@@ -400,3 +400,11 @@ def test_the_variance_of_weights_is_cut_at_their_tails():
     )
     assert _variance(tailed) == pytest.approx(0.01 + 0.01 * 0.99 * 10**2, rel=0.2)
     assert _variance(tailed[:1]) == 0
+
+
+def test_annealing_takes_chains_as_they_are_and_resampling_whole_islands():
+    field = stk.Energy(lambda x: x.square().sum(1), (2,))
+    run = {"chains": 257, "levels": 2, "pilot": 32, "check": False, "progress": False}
+    assert len(stk.log_partition(field, method="ais", **run).value.shape) == 0
+    with pytest.raises(stk.InvalidArgument, match="whole islands of 256"):
+        stk.log_partition(field, method="smc", **run)

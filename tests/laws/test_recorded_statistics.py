@@ -138,7 +138,6 @@ PICTURES = {
         PLANE, bounds=(-1, 3, -1, 3), draws=stk.sample(PLANE, stk.ULA(0.1), chains=4, steps=5)
     ),
     "in time": lambda: stk.plot.field(FLAT, t=0.5),
-    "ways": lambda: stk.plot.field(FLAT, seed=2),
     **{f"path {p!r}": lambda p=p: stk.plot.path(p) for p in (stk.VP(), stk.Linear(), stk.VE())},
     **{f"data on {p!r}": lambda p=p: stk.plot.path(p, randn(30, 1)) for p in (stk.VP(), stk.VE())},
     "planes of data": lambda: stk.plot.path(stk.VP(), randn(30, 2), seed=1),
