@@ -685,6 +685,18 @@ class TestFaults:
         tree = xarray.open_datatree(tmp_path / "d", engine="zarr")
         assert np.array_equal(tree["posterior"]["x"].values, in_memory().x)
 
+    @pytest.mark.parametrize("saved", [False, True])
+    def test_what_ends_a_run_after_a_chunk_is_what_is_raised(self, saved, tmp_path):
+        """The moment before it, which is saved, has fewer draws than are written by then."""
+        outwards = stk.Score(lambda x: 5 * x, (2,))  # known for diverged when the run is over
+        keep = stk.Zarr(tmp_path / "d", draws=8)
+        more = {"checkpoint": tmp_path / "c"} if saved else {}
+        run = {"chains": 3, "steps": 64, "init": torch.ones(3, 2), **more}
+        with pytest.raises(stk.ChainFailure):
+            stk.sample(outwards, stk.ULA(0.1), keep=keep, on_failure="raise", **run)
+        tree = xarray.open_datatree(tmp_path / "d", engine="zarr")
+        assert int(tree["sample_stats"]["kept"].min()) == 64
+
     def test_after_a_gap_nothing_is_counted(self, tmp_path, monkeypatch):
         """A disk that is full for a moment: `kept` is what readers go by."""
         write, asked = Store.write, []

@@ -148,8 +148,8 @@ def run_batches(
                 on_failure=on_failure,
                 seconds=0.0 if share.steady else BLOCK_SECONDS,
             ):
-                done = share.pulse(i, moment.step, moment.step - archive.moments[i].step)
-                archive.moments[i] = moment
+                made, archive.moments[i] = moment.step - archive.moments[i].step, moment
+                done = share.pulse(i, moment.step, made)
                 pilot.publish(share, moment, batch)
                 shown.update(done, lost + moment.failed)
                 if archive.due():

@@ -862,7 +862,7 @@ class Streaming:
         """
         self.passed(record, count, status, failed_at)
         now = self._now
-        if record.tensors:
+        if record.tensors and count >= now.written:  # of an earlier moment more is written already
             # also of no further draws, as a chain may have another status by now
             self._begin(record, now.written, count - now.written, status, failed_at, count)
         self.store.writer.wait()
