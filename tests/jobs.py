@@ -24,6 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 import scoretk as stk
 from scoretk import cli
 from scoretk.core import files, noise
+from scoretk.core.identity import Identity
 from scoretk.learn import Recipe, fit
 from scoretk.run import batches, checkpoint, ranks, store
 from tests import accelerator
@@ -264,6 +265,24 @@ def keeps_the_store():
     with stk.distributed(timeout=20.0) as where:
         time.sleep(0.0 if where.rank else 1.5)
     return where.rank
+
+
+def tells_much():
+    """What is told through the store, of more bytes than it takes at once: images, a leaf that was tuned, an error."""
+    shape = (3, 256, 256)
+    images = stk.Velocity(lambda x, t: -x * t[:, None, None, None], shape)
+
+    with stk.distributed(timeout=60.0):
+        run = {"chains": 4, "batch": 2, "keep": "last"}
+        draws = stk.sample(images, stk.ProbabilityFlow(steps=2), **run)
+        with ranks.shared_call({}, Identity()) as share:
+            leaf = torch.arange(5 << 20, dtype=torch.float32)
+            if rank() == 0:
+                share.tell("pilot", {"x": leaf})
+            assert torch.equal(share.told("pilot")["x"], leaf)
+        field = fails_on(1, ValueError("too much", leaf))
+        error = raised(lambda: stk.sample(field, stk.ULA(0.1), CHAINS, 4, batch=BATCH))
+    return float(draws.final.sum()), error[0]
 
 
 def tuned_apart():
@@ -875,6 +894,7 @@ def all_of_them(folder):
         "loses one": (Job(2, loses_one_of_its_team, folder / "loses"), None),
         "whole on each": (Job(2, whole_on_each), None),
         "keeps the store": (Job(2, keeps_the_store), None),
+        "tells much": (Job(2, tells_much), None),
         **{f"task {i}": (Job(1, task, i, folder), None) for i in (0, 1)},
         "tuned apart": (Job(2, tuned_apart), None),
         "in order of ranks": (Job(2, in_order_of_ranks), None),

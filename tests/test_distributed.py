@@ -131,6 +131,13 @@ def test_what_lives_on_a_device_stays_there(found):
             assert np.array_equal(value, alone[name][1]), name
 
 
+def test_more_than_a_store_takes_at_once_is_told(found):
+    """Answers of a field of images, what was tuned of many numbers; of an error with a tensor its text."""
+    (zero, told), (one, own) = (found["tells much"][n] for n in (0, 1))
+    assert zero == one
+    assert (told, own) == ("RankFailure", "ValueError")
+
+
 def test_who_keeps_the_store_leaves_last(found):
     """With a process group of one's own, whose store is in rank 0."""
     assert found["keeps the store"] == {0: 0, 1: 1}

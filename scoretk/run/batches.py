@@ -29,10 +29,13 @@ from scoretk.run.record import Record, Told
 from scoretk.run.resume import Saving
 from scoretk.run.slopes import check_seen, check_slopes
 from scoretk.run.state import tuned_leaves
-from scoretk.run.witness import contradiction, witness
+from scoretk.run.witness import ROWS, contradiction, witness
 from scoretk.solvers.base import adapts, is_grid, is_tuned
 
 __all__ = ["Finished", "run_batches"]
+
+SAID = 1 << 20
+"""About how many bytes of positions all ranks are told, with what the field answers there."""
 
 
 @dataclass
@@ -245,7 +248,8 @@ class _Alike:
         if i == 0:
             said = dict[str, Tensor]()
             with suppress(Exception):  # what a model for batches of one size says of four rows
-                once = witness(self.bound, self.needs, x)
+                most = max(1, min(ROWS, SAID // max(1, x[0].nbytes)))
+                once = witness(self.bound, self.needs, x, most)
                 alike = contradiction(self.bound, self.needs, once) is None
                 said = once if alike else {}  # of one that has other answers each time, nothing
             self.share.tell("answers", said)

@@ -18,6 +18,8 @@ __all__ = ["Answering", "Line", "is_lost", "lost", "packed", "unpacked"]
 RAISED = "It was raised on rank"
 STILL = 10.0
 """Seconds of silence of a process that its own error speaks of."""
+LARGEST = 4 << 20
+"""The most bytes of an error that is told whole, such as one with a tensor in it: a store takes 8 MiB at once."""
 PARTS = 4
 """Of a wait, so that a process that is stopped itself, for however long, loses one of them and not all."""
 
@@ -104,12 +106,14 @@ def lost(error: BaseException, stood: float = 0.0) -> RankFailure:
 
 
 def packed(error: BaseException, rank: int) -> bytes:
-    """An error for other processes; as text alone where it cannot be pickled."""
-    text = f"{type(error).__name__}: {error}"
+    """An error for other processes; as text alone where it cannot be pickled, or is too large."""
+    text = f"{type(error).__name__}: {error}"[:LARGEST]
     try:
         content = pickle.dumps(error)
         pickle.loads(content)
     except Exception:  # noqa: BLE001 (whatever a class of errors does there)
+        content = b""
+    if not 0 < len(content) <= LARGEST:
         content = pickle.dumps(RankFailure(text))
     return pickle.dumps((rank, content))
 

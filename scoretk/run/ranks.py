@@ -48,6 +48,8 @@ FAREWELL = 3.0
 """The most seconds that a rank with an error waits for the others to end with it: those that start
 processes end all that are left when the first one fails.
 """
+PART = 4 << 20
+"""The most bytes that go through the store at once: it closes the line of who sends more than 8 MiB."""
 BEGIN, END = "begin", "end"
 
 Outcome = Mapping[str, Tensor]
@@ -338,11 +340,11 @@ class _Shared:
         self._said[name] = tensors
         if self.leads:
             placed = {f"{value.device.type}/{n}": value for n, value in tensors.items()}
-            self.store.set(f"said/{name}", to_bytes(placed))
+            self._set_in_parts(f"said/{name}", to_bytes(placed))
 
     def told(self, name: str) -> Outcome:
         if name not in self._said:
-            placed = from_bytes(self._waited_for(f"said/{name}"))
+            placed = from_bytes(self._got_in_parts(f"said/{name}"))
             parts = {n: n.partition("/") for n in placed}
             self._said[name] = {parts[n][2]: v.to(parts[n][0]) for n, v in placed.items()}
         return self._said[name]
@@ -449,6 +451,17 @@ class _Shared:
         self._until(lambda: self.store.check([name]), f"for {name}")
         found: bytes = self.store.get(name)
         return found
+
+    def _set_in_parts(self, name: str, content: bytes) -> None:
+        """Write bytes, however many: how many parts they have last, so that who finds it finds all."""
+        starts = range(0, len(content), PART)
+        for i, start in enumerate(starts):
+            self.store.set(f"{name}/{i}", content[start : start + PART])
+        self.store.set(name, str(len(starts)))
+
+    def _got_in_parts(self, name: str) -> bytes:
+        parts = range(int(self._waited_for(name)))
+        return b"".join(self.store.get(f"{name}/{i}") for i in parts)
 
     def _until(self, holds: Callable[[], bool], what: str) -> None:
         """Wait, and look about meanwhile.

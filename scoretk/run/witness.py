@@ -19,7 +19,7 @@ from scoretk.core.rows import finite_rows
 from scoretk.fields.protocols import offers
 from scoretk.fields.resolve import StaticField, TimedField, of_rows
 
-__all__ = ["contradiction", "witness"]
+__all__ = ["ROWS", "contradiction", "witness"]
 
 ROWS = 4
 TIMES = (0.3, 0.7)
@@ -28,15 +28,16 @@ TIMES = (0.3, 0.7)
 ASKED = ("energy", "score", "denoise", "velocity")
 
 
-def witness(bound: Any, needs: frozenset[str], x: Tensor) -> dict[str, Tensor]:
+def witness(bound: Any, needs: frozenset[str], x: Tensor, most: int = ROWS) -> dict[str, Tensor]:
     """Some rows of x and what the field answers there, as tensors by name.
 
     Args:
         bound: The field as a solver receives it, with condition rows for the rows of x.
         needs: The methods that this solver needs.
         x: `(chains, *event_shape)`.
+        most: The most rows.
     """
-    rows = finite_rows(x).nonzero().flatten()[:ROWS]
+    rows = finite_rows(x).nonzero().flatten()[:most]
     return {"rows": rows, "x": x[rows].clone(), **_answers(bound, needs, x[rows].clone(), rows)}
 
 
