@@ -187,6 +187,31 @@ def test_density_and_exact_draws_of_the_users_field_are_taken_along():
     assert torch.allclose(field.log_prob(z[:9]), td.Normal(0.5, 2.0).log_prob(z[:9]), atol=1e-5)
 
 
+class Shifted:
+    """exp(N(c, 1)), by the user's own density and draws."""
+
+    event_shape = (1,)
+
+    def log_prob(self, x, c):
+        return (-((x.log() - c[:, None]) ** 2) / 2 - x.log() - math.log(2 * math.pi) / 2).sum(1)
+
+    def energy(self, x, c):
+        return -self.log_prob(x, c)
+
+    def draw(self, n, noise, c):
+        return (c[:, None] + noise.normal(0, 0, (1,))).exp()
+
+
+def test_exact_draws_have_the_conditions_of_the_density():
+    field = stk.constrained(Shifted(), constraints.positive)
+    c = torch.arange(8.0)
+    z = field.draw(8, Noise(3, 8), c=c)
+    torch.testing.assert_close(z[:, 0], c + Noise(3, 8).normal(0, 0, (1,))[:, 0])
+    torch.testing.assert_close(
+        field.log_prob(z, c=c), td.Normal(c, 1.0).log_prob(z[:, 0]), rtol=1e-4, atol=1e-4
+    )
+
+
 def test_log_prob_takes_what_draws_hold():
     field = stk.constrained(stk.from_distribution(DIRICHLET), constraints.simplex)
     x = stk.sample(field, stk.MALA(0.05), chains=4, steps=3, seed=1).final

@@ -598,3 +598,15 @@ def test_an_interval_may_have_an_infinite_end(kind, low, high):
     ends = onto.constrain(torch.tensor([-60.0, 60.0], dtype=torch.float64)).sort().values
     for end, bound in zip(ends.tolist(), (low, high), strict=True):
         assert abs(end) > 50 if math.isinf(bound) else abs(end - bound) < 1e-6
+
+
+@pytest.mark.parametrize("rows", [1, 2, 64])
+def test_a_mixture_of_supports_of_their_own_takes_points_to_start_from(rows):
+    """Components that begin at 1 and at 3: what is in the first is in the mixture."""
+    scales = torch.tensor([1.0, 3.0])
+    law = td.MixtureSameFamily(td.Categorical(torch.ones(2)), td.Pareto(scales, torch.ones(2)))
+    start = 1.5 + torch.rand(rows, generator=torch.Generator().manual_seed(0))
+    field = in_free_space(stk.from_distribution(law))
+    x = start.reshape(rows, *field.event_shape)
+    torch.testing.assert_close(field.constrain(field.unconstrain(x)), x)
+    assert (field.users_energy(x - 2.0) == torch.inf).all()

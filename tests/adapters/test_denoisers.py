@@ -179,6 +179,15 @@ class TestFlowMatching:
         if not name.startswith("Poly"):  # whose velocity says nothing of the data at t = 0
             flows_to_the_data(field)
 
+    @pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 6])
+    def test_as_many_times_as_there_are_coordinates_are_times(self, rows):
+        """A model of one time takes them for numbers of x without an error."""
+        field = stk.from_flow_matching(lambda x, t, gain: t * x * gain[:, None], (4,))
+        generator = torch.Generator().manual_seed(rows)
+        x, t, gain = (torch.rand(rows, *shape, generator=generator) for shape in ((4,), (), ()))
+        expected = t[:, None] * x * gain[:, None]
+        torch.testing.assert_close(field.velocity(x, t, gain=gain), expected)
+
     def test_models_that_take_one_time_are_asked_for_each(self):
         path = importing("flow_matching.path.scheduler")
         wrapper = importing("flow_matching.utils").ModelWrapper

@@ -295,6 +295,54 @@ def test_what_only_stands_in_a_configuration_clips_nothing():
     assert apart(ours(field, "ddim", x), y) < 1e-4
 
 
+FROM = {
+    "clip_sample": ("DDPMScheduler", {"clip_sample": True, "clip_sample_range": 0.5}),
+    "thresholding": ("DDPMScheduler", {"thresholding": True}),
+    "set_alpha_to_one": ("PNDMScheduler", {"set_alpha_to_one": False}),
+    "use_flow_sigmas": (
+        "DPMSolverMultistepScheduler",
+        {"use_flow_sigmas": True, "prediction_type": "flow_prediction"},
+    ),
+}
+
+
+@pytest.mark.parametrize("setting", FROM)
+@pytest.mark.parametrize(
+    "name",
+    ["EulerDiscreteScheduler", "HeunDiscreteScheduler", "DDPMScheduler", "LMSDiscreteScheduler"],
+)
+def test_settings_that_another_scheduler_has_left_say_nothing(name, setting):
+    """`from_config` keeps what the scheduler does not read, as pipelines do whose scheduler is swapped."""
+    kind, options = FROM[setting]
+    if setting in inspect.signature(getattr(diffusers, name).__init__).parameters:
+        pytest.skip("the scheduler's own")
+    left = scheduler(kind, **options).config
+    swapped = getattr(diffusers, name).from_config({**left, "prediction_type": "epsilon"})
+    assert setting in swapped.config
+    plain = scheduler(
+        name,
+        **{
+            k: v
+            for k, v in swapped.config.items()
+            if k in inspect.signature(getattr(diffusers, name).__init__).parameters
+        },
+    )
+    found, expected = (stk.from_diffusers(NET, made, SHAPE) for made in (swapped, plain))
+    x, t = noise(), torch.full((len(noise()),), 0.4)
+    torch.testing.assert_close(found.denoise(x, t), expected.denoise(x, t), rtol=0, atol=0)
+    torch.testing.assert_close(found.grid(5), expected.grid(5), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("beside", ["transformer_2", "controlnet", "adapter"])
+def test_a_pipeline_of_which_more_than_one_network_predicts_is_refused(beside):
+    made = scheduler("DDIMScheduler")
+    pipeline = SimpleNamespace(unet=NET, scheduler=made, **{beside: NET})
+    with pytest.raises(stk.InvalidArgument, match=f"{beside!r} beside it"):
+        stk.from_diffusers(pipeline)
+    setattr(pipeline, beside, None)
+    assert stk.from_diffusers(pipeline, event_shape=SHAPE).event_shape == SHAPE
+
+
 @pytest.mark.parametrize("variance", ["learned", "learned_range"])
 def test_a_learned_variance_is_split_off_as_the_scheduler_does(variance):
     """The last step of DDPM draws no noise: of it all that is seen is the mean."""
