@@ -14,6 +14,7 @@ from scoretk.core.dependencies import required
 from scoretk.diagnostics.convergence import ess
 from scoretk.errors import MissingDependency
 from tests.evidence import z_limit
+from tests.marks import slow_but
 
 DOUBLE = {"dtype": torch.float64}
 
@@ -66,7 +67,7 @@ PAIRS = {"slcp": 120}
 
 
 @pytest.mark.usefixtures("coarse")
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", slow_but(TASKS, "two-moons", "gaussian-linear"))
 def test_exact_draws_have_the_same_law_given_x_as_truths(name):
     """Of pairs (truth, x) and (exact draw given x, x): means of products and squares."""
     task, n = TASKS[name], PAIRS.get(name, 4000)
@@ -188,6 +189,7 @@ def test_simulated_points_are_of_their_law():
     assert float((theta.var(0) / 3 - 1).abs().max()) < z_limit(5) * (0.8 / 4000) ** 0.5
 
 
+@pytest.mark.thorough
 def test_cells_follow_a_narrow_posterior():
     """Of points a thousandth apart, with scales of .03 in a box of 3: the grid is of what has the mass."""
     x = WIDE / 3000

@@ -81,6 +81,7 @@ def test_list_and_describe(capsys):
     assert code == 0
 
 
+@pytest.mark.thorough
 def test_what_is_said_of_solvers_without_their_import_is_what_they_say(capsys):
     _, out, _ = run(capsys, "list")
     said = dict(line.split(None, 1) for line in out.partition("\nsolvers\n")[2].splitlines())

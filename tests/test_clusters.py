@@ -163,6 +163,7 @@ def test_a_field_without_a_path_of_its_own_is_annealed_with_its_couplings():
     assert set(found.cost) == {"energy"}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("method", ["ais", "smc"])
 def test_log_z_of_a_small_lattice(method):
     field = Ising(4, 0.44, 0.1)

@@ -511,6 +511,7 @@ def test_an_energy_that_computes_in_float32_whatever_it_is_given_is_not_blamed()
     assert broken_laws(stk.Energy(lambda x: quadratic(x.float()), (2,))) == {}
 
 
+@pytest.mark.thorough
 def test_conditions_go_with_their_rows():
     field = stk.Energy(lambda x, label: quadratic(x - label[:, None]), (2,))
     label = torch.arange(5.0)

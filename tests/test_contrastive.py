@@ -48,6 +48,7 @@ def gradients(start, dim, solver=None, steps=24, repeats=40, n=500):
     return torch.stack(rows)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("dim", slow_but([1, 2, 8], 2))
 @pytest.mark.parametrize("start", slow_but(["data", "noise"], "noise"))
 def test_long_chains_give_the_exact_gradient(start, dim):

@@ -150,6 +150,7 @@ def test_files(demo, models):
         assert text in page
 
 
+@pytest.mark.thorough
 def test_without_names_it_is_every_built_in_model():
     assert {spec.name for spec in _built_in()} == {
         e.name for e in stk.list_models() if e.distribution == "scoretk"

@@ -401,7 +401,7 @@ LONG = ("split-gibbs", "daps")
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.thorough) if n in LONG else n for n in SOLVERS]
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n in LONG else n for n in SOLVERS]
 )
 def test_every_solver(name, device):
     same_on(device, case_of(name))

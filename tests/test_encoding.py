@@ -27,6 +27,7 @@ def rows_of(shape, n=3):
     )
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "path", slow_unless(PATHS, (stk.VP, stk.VE, stk.Interpolant)), ids=lambda p: type(p).__name__
 )

@@ -196,6 +196,7 @@ def test_dual_averaging_finds_the_step_size_of_its_target():
     assert size == pytest.approx(0.5, rel=0.02)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("accept", slow_but([0.574, 0.8], 0.8))
 def test_acceptance_reaches_its_target(accept):
     """One leapfrog step, whose acceptance falls smoothly with the step size: near the limit of stability it does not."""
@@ -496,6 +497,7 @@ def test_haltons_points():
         assert halton_points(torch.tensor(indices)).tolist() == [halton(n) for n in indices]
 
 
+@pytest.mark.thorough
 def test_default_solver_on_a_normal():
     draws = stk.sample(
         gaussian(dim=1), chains=4000, steps=1, warmup=200, seed=3, dtype=torch.float64

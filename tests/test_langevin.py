@@ -57,6 +57,7 @@ def test_ula_has_its_exact_variance_at_every_step(h, temperature, device):
         )
 
 
+@pytest.mark.thorough
 def test_ula_reaches_the_stationary_variance():
     h = 0.5
     draws = stk.sample(

@@ -150,6 +150,7 @@ ORDERS = {"euler": 1, "heun": 2, "rk4": 4}
 WAYS = [stk.VE(1.0, 200.0), stk.VP(), stk.Linear()]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("path", "method"),
     slow_rows_but(

@@ -108,6 +108,7 @@ def test_contrastive_divergence_needs_an_energy():
         )
 
 
+@pytest.mark.thorough
 def test_command(capsys):
     assert main(["list", "--matrix"]) == 0
     out = capsys.readouterr().out

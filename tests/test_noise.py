@@ -584,6 +584,7 @@ def uniform_faults(u: Tensor) -> list[str]:
     return [name for name, value in p.items() if not value > ALARM / len(p)]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("arrangement", "dtype"), OF_BOTH)
 def test_uniforms_are_uniform(arrangement: str, dtype: torch.dtype, device) -> None:
     chains, elements, steps = ARRANGEMENTS[arrangement]

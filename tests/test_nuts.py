@@ -317,6 +317,7 @@ def test_evaluations_are_counted(monkeypatch):
 # --- chains that stay themselves -----------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_chains_do_not_depend_on_the_batch():
     field = stk.Energy(
         lambda x: (x.square() * torch.tensor([1.0, 9.0, 25.0]).to(x)).sum(1) / 2, (3,)

@@ -406,6 +406,7 @@ def test_a_good_plugin_is_described_and_loaded(site, tmp_path):
     assert not answer["torch"]
 
 
+@pytest.mark.thorough
 def test_describe_imports_that_plugin_alone(site, tmp_path):
     answer = ask(
         site,

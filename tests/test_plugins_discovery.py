@@ -215,6 +215,7 @@ def test_a_broken_finder_of_others_leaves_ours_alone(site, monkeypatch):
     assert broken.error.startswith("OSError: disk on fire")
 
 
+@pytest.mark.thorough
 def test_verify_passes_over_metadata_that_cannot_be_read(site):
     metadata(site, "damaged", points("m", group="scoretk.models") + "no equals sign\n")
     before = [item for item in list_models() if item.distribution == "damaged"]

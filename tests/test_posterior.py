@@ -291,6 +291,7 @@ def conditional_mixture(prior, likelihood, path, x, t):
     return (shares[..., None] * (mean + variance * a * (r / evidence)[..., None])).sum(1)
 
 
+@pytest.mark.thorough
 def test_conditional_mean_on_the_ring():
     """Where p(x_1 | x_t) is no Gaussian MMPS is close: root mean square error over x_t of the conditional denoiser at most .4 (on
     a ring of radius 2), .1 from t = .7 on, .002 at .9; unconditioned, 1.05, .31 and .037. The others are further off."""

@@ -424,6 +424,7 @@ def places_of(name):
     ]
 
 
+@pytest.mark.thorough
 def test_a_new_tableau_is_one_entry(monkeypatch):
     """Its order, its law, and all that takes a method follow: none of them is told."""
     assert places_of("ralston_3") == ["ode/tableaus.py"]  # as those that are there were entered

@@ -157,6 +157,7 @@ def test_slow_energies_bad_rates_and_stuck_chains_are_found():
     assert any("1 chain never moved" in p for p in problems(made(x)))
 
 
+@pytest.mark.thorough
 def test_a_real_run_of_each_kind():
     good = stk.sample(gaussian(dim=2), stk.NUTS(), chains=32, steps=100, warmup=100, seed=1)
     assert good.summary().ok, good.summary()

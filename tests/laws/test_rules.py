@@ -15,6 +15,7 @@ from scoretk.models.targets.mixture import gaussian
 from scoretk.ode.adaptive import TORCHDIFFEQ, integrate, largest_row_rms
 from scoretk.ode.rowwise import PAIRS, integrate_rows
 from scoretk.ode.tableaus import GRID_RULES, Multistep, RungeKutta
+from tests.marks import slow_but
 
 
 def conditions(order, c, a, s=1.0):
@@ -552,7 +553,7 @@ def test_a_closing_step_that_is_not_finite_fails_its_row_alone():
     np.testing.assert_allclose(found.final[:, 0], grown, rtol=1e-4)
 
 
-@pytest.mark.parametrize("method", TORCHDIFFEQ)
+@pytest.mark.parametrize("method", slow_but(TORCHDIFFEQ, *(set(TORCHDIFFEQ) - {"adaptive_heun"})))
 @pytest.mark.parametrize("ends", [(0.1, 0.9), (0.9, 0.1)])
 def test_an_equation_in_time_is_solved_either_way(method, ends):
     """`dx/dt = cos(3 t) x`, whose slope changes on the way."""
