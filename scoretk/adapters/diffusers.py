@@ -78,6 +78,8 @@ LOWER_ORDER_BELOW = 15
 OF_DDIM = ("DDIMScheduler", "DDIMParallelScheduler")
 NEVER_CLIPPED = ("CogVideoX", "TCD")
 """The beginnings of the names of schedulers that have `clip_sample` in their configuration only."""
+PREDICT_BESIDE = ("transformer_2", "unet_2", "controlnet", "adapter")
+"""Parts of pipelines that predict together with the network, or in its place at some times."""
 
 ALL_ANEW = ("LCM", "TCD", "FlowMatchLCM")
 """The beginnings of the names of schedulers that keep none, or a part only, of the noise that was predicted."""
@@ -373,7 +375,7 @@ class _OnTable:
 
 def _warn_of_other_noise(scheduler: Any) -> None:
     """Warn where a scheduler draws other noise in its steps than any solver of this package does."""
-    config, name = scheduler.config, type(scheduler).__name__
+    config, name = _config_of(scheduler), type(scheduler).__name__
     if config.get("stochastic_sampling") or name.startswith(ALL_ANEW):
         how = " with stochastic_sampling=True" if config.get("stochastic_sampling") else ""
         warn(
@@ -393,14 +395,14 @@ def _warn_of_other_noise(scheduler: Any) -> None:
 def _clips(scheduler: Any) -> bool:
     """Whether a scheduler clips its prediction of the data."""
     name = type(scheduler).__name__
-    return bool(scheduler.config.get("clip_sample")) and not name.startswith(NEVER_CLIPPED)
+    return bool(_config_of(scheduler).get("clip_sample")) and not name.startswith(NEVER_CLIPPED)
 
 
 def _warn_of_half_clipped(scheduler: Any) -> None:
     """Warn where a scheduler clips the data and keeps the noise that was predicted with it."""
     name = type(scheduler).__name__
     if name.startswith(OF_DDIM):
-        reach = scheduler.config.get("clip_sample_range", 1.0)
+        reach = _config_of(scheduler).get("clip_sample_range", 1.0)
         warn(
             f"{name} with clip_sample=True clips its prediction of the data to {reach} and keeps the "
             f"noise of that without: where one is beyond, its own samples are others. The field's noise "
@@ -414,7 +416,7 @@ def _warn_of_last_step(scheduler: Any) -> None:
 
     To the data, where sigma is 0, its steps of all orders are one.
     """
-    config, name = scheduler.config, type(scheduler).__name__
+    config, name = _config_of(scheduler), type(scheduler).__name__
     few = bool(config.get("lower_order_final")) and len(scheduler.timesteps) < LOWER_ORDER_BELOW
     first_order = few or bool(config.get("euler_at_final"))
     higher = int(config.get("solver_order", 1)) > 1
@@ -445,7 +447,7 @@ def _warn_of_other_levels(scheduler: Any, convention: _OnTable, times: Tensor) -
     if apart:
         warn(
             f"{type(scheduler).__name__} asks its network at timesteps that are not those of the noise "
-            f"levels of its steps (interpolation_type {scheduler.config.get('interpolation_type')!r}): "
+            f"levels of its steps (interpolation_type {_config_of(scheduler).get('interpolation_type')!r}): "
             f"its own samples are others. The grid has its levels, and the network is asked at these"
         )
 
@@ -584,7 +586,7 @@ def _times_of_levels(path: Tabulated, sigmas: Any) -> Tensor:
 
 def _with_steps(scheduler: Any, steps: int, **options: Any) -> Any:
     """A copy of a scheduler that has set its steps, and knows of none before."""
-    shifts = scheduler.config.get("use_dynamic_shifting")
+    shifts = _config_of(scheduler).get("use_dynamic_shifting")
     known = inspect.signature(scheduler.set_timesteps).parameters
     if type(scheduler).__name__.startswith("FlowMatch") and shifts and options.get("mu") is None:
         raise InvalidArgument(
@@ -619,8 +621,8 @@ def _with_steps(scheduler: Any, steps: int, **options: Any) -> Any:
 def _with_few(scheduler: Any) -> Any:
     """A copy of a scheduler with a few steps set, without a shift of its times where they move."""
     known = inspect.signature(scheduler.set_timesteps).parameters
-    moves = scheduler.config.get("use_dynamic_shifting") and "mu" in known
-    steps = min(FEW, int(scheduler.config["num_train_timesteps"]))
+    moves = _config_of(scheduler).get("use_dynamic_shifting") and "mu" in known
+    steps = min(FEW, int(_config_of(scheduler)["num_train_timesteps"]))
     return _with_steps(scheduler, steps, **({"mu": 0.0} if moves else {}))
 
 
@@ -759,10 +761,30 @@ def _config_of(scheduler: Any) -> Mapping[str, Any]:
             "a scheduler of diffusers, which says how the network was trained",
             "Such as DDIMScheduler.from_config(...)",
         )
-    return config
+    return {name: value for name, value in config.items() if _reads(scheduler, name)}
+
+
+def _reads(scheduler: Any, name: str) -> bool:
+    """Whether a setting is the scheduler's own.
+
+    `from_config` keeps those of the scheduler that the configuration was of, too.
+    """
+    begins = [
+        vars(kind)["__init__"] for kind in type(scheduler).__mro__ if "__init__" in vars(kind)
+    ]
+    known = [inspect.signature(begin).parameters for begin in begins if inspect.isroutine(begin)]
+    return any(name in parameters for parameters in known)
 
 
 def _network_of(pipeline: Any) -> Any:
+    more = next((n for n in PREDICT_BESIDE if getattr(pipeline, n, None) is not None), None)
+    if more is not None:
+        raise InvalidArgument(
+            "model",
+            type(pipeline),
+            f"a pipeline of which one network predicts; this one has {more!r} beside it",
+            "Give the one network and the scheduler: from_diffusers(pipeline.unet, pipeline.scheduler)",
+        )
     found = [
         part
         for part in (getattr(pipeline, name, None) for name in ("unet", "transformer"))
@@ -785,7 +807,8 @@ def _shape_of(network: Any) -> tuple[int, ...]:
         raise InvalidArgument(
             "event_shape", None, "the shape of one x, which this network does not say"
         )
-    return (channels, *((size, size) if isinstance(size, int) else size))
+    axes = 1 if "1D" in type(within(network)).__name__ else 2
+    return (channels, *((size,) * axes if isinstance(size, int) else size))
 
 
 def _called(network: Any) -> tuple[str | None, bool]:

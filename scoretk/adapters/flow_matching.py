@@ -7,6 +7,7 @@ x_0 ~ N(0, I), the velocity gives all other predictions; its scheduler is read f
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -67,6 +68,8 @@ class _Named:
 
     flow_matching's solver asks with one time, of shape `()`, and its training with one a row: where
     a model does not take the latter, or is one that takes it for numbers of x, each time is asked.
+    As many times as there are entries along an axis of x would be taken for these, without an error:
+    then there are rows more, which are thrown away.
     """
 
     net: Any
@@ -74,8 +77,14 @@ class _Named:
     def __call__(self, x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
         if ("flow_matching", "ScheduleTransformedModel") in owners(within(self.net)):
             return each_time(self._at, x, t, cond)
+        rows = len(x)
+        more = rows if rows < 2 else next(n for n in itertools.count(rows) if n not in x.shape[1:])
+        wider = torch.arange(more, device=x.device).clamp(max=rows - 1)
         try:
-            return self._at(x, t, cond)
+            if more == rows:
+                return self._at(x, t, cond)
+            told = {name: value[wider] for name, value in cond.items()}
+            return self._at(x[wider], t[wider], told)[:rows]
         except InvalidArgument as error:
             try:
                 return each_time(self._at, x, t, cond)

@@ -71,6 +71,8 @@ def from_sbi(
         event_shape = _shape_of(prior)
     held = _at(posterior, x)
     known = held.return_x_o() is not None
+    if not known and type(held).__name__ == "EnsemblePotential":  # whose rows could be trials
+        raise InvalidArgument("x", None, "an observation, of an ensemble", "from_sbi(posterior, x)")
     energy: Any = _OfOne(held) if known else _OfRows(held)
     field = Energy(energy, as_event_shape(event_shape))
     support = _support_of(prior) if support is None else support

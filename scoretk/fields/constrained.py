@@ -149,10 +149,10 @@ class Constrained(ByAutograd, Wrapped):
         return inside.flatten(1).all(1) if inside.ndim > 1 else inside
 
     @drawn
-    def draw(self, n: int, noise: NoiseSource) -> Tensor:
+    def draw(self, n: int, noise: NoiseSource, /, **cond: Tensor) -> Tensor:
         """Exact samples in free space, `(n, *event_shape)`."""
         self._must_offer("draw")
-        x: Tensor = self.field.draw(n, noise)
+        x: Tensor = self.field.draw(n, noise, **cond)
         return self.transform.unconstrain(x)
 
     def _must_offer(self, name: str) -> None:

@@ -384,7 +384,8 @@ class _Component:
         return x
 
     def contains(self, x: Tensor) -> Tensor:
-        return self.each.contains(x)
+        inside = self.each.contains(x.unsqueeze(self.axis))
+        return inside.select(self.axis + self.event_dim, 0)
 
 
 @free_law.register
