@@ -143,6 +143,72 @@ def test_who_keeps_the_store_leaves_last(found):
     assert found["keeps the store"] == {0: 0, 1: 1}
 
 
+RESTARTED = """
+import os, pathlib, signal, time, torch
+import scoretk as stk
+from scoretk.run import ranks
+from tests import jobs
+
+torch.set_num_threads(1)
+folder, place = pathlib.Path({folder!r}), {place!r}
+begun, out, killed = (folder / name for name in ("begun", "out of claims", "killed"))
+collected, steps = ranks._Shared.collected, []
+
+def told(*arguments):
+    out.touch()
+    return collected(*arguments)
+
+def energy(x):
+    steps.append(len(x))
+    if not killed.exists() and jobs.rank() == 1:
+        begun.touch()
+        time.sleep(0.2 if place == "out of claims" else 0.0)
+        if out.exists() or (place == "in a batch" and len(steps) == 40):
+            killed.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+    while jobs.rank() == 0 and not begun.exists():
+        time.sleep(0.01)
+    return jobs.bumpy(x)
+
+ranks._Shared.collected = told
+with stk.distributed(timeout=30.0):
+    draws = stk.sample(
+        stk.Energy(energy, (3,)), stk.MALA(0.3), chains=jobs.CHAINS, steps=200, batch=jobs.BATCH,
+        checkpoint=stk.Checkpoint(folder / "run", every=1e-3),
+    )
+torch.save(draws.x, folder / f"{{jobs.rank()}}.pt")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", ["in a batch", "out of claims"])
+def test_torchrun_restarts_a_job_whose_rank_is_killed(place, tmp_path):
+    """Its store stays, with all that the first attempt has said in it: claims, counts of who is where, errors."""
+    (tmp_path / "script.py").write_text(RESTARTED.format(folder=str(tmp_path), place=place))
+    torchrun = (
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "--max-restarts",
+        "1",
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", *torchrun, tmp_path / "script.py"],
+        env=environment(OMP_NUM_THREADS="1", TORCH_CPP_LOG_LEVEL="ERROR"),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "killed").exists()
+    run = {"chains": jobs.CHAINS, "steps": 200, "batch": jobs.BATCH}
+    whole = stk.sample(jobs.FIELD, stk.MALA(0.3), **run)
+    for n in (0, 1):
+        assert torch.equal(torch.load(tmp_path / f"{n}.pt"), whole.x)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("spread", "size"),
@@ -464,6 +530,7 @@ class TestTheDeviceOfARank:
         monkeypatch.setattr(
             group.dist, "rendezvous", lambda *_, **__: iter([(torch.distributed.HashStore(), 5, 8)])
         )
+        monkeypatch.setattr(group, "_number", lambda *_: "alone")
         monkeypatch.setattr(
             group.dist, "init_process_group", lambda kind, **_: made.update(kind=kind)
         )

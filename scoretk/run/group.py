@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import secrets
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -71,10 +73,12 @@ def joined(timeout: float = TIMEOUT) -> Iterator[tuple[Ranks, Any]]:
     Yields:
         Where this process stands, and the store of the group, None where torch cannot have one.
     """
-    turn = str(next(_ENTERED))  # names in a store are used once
     if dist.is_available() and dist.is_initialized():
-        store = dist.PrefixStore(f"scoretk/{turn}", dist.distributed_c10d._get_default_store())
-        yield Ranks(dist.get_rank(), dist.get_world_size(), _device()), store
+        found = dist.distributed_c10d._get_default_store()
+        place = dist.get_rank(), dist.get_world_size()
+        with _meeting(*place, timeout):
+            number = _number(found, *place, timeout)
+        yield Ranks(*place, _device()), dist.PrefixStore(f"scoretk/{number}", found)
         _leave()
         return
     if not {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
@@ -85,9 +89,9 @@ def joined(timeout: float = TIMEOUT) -> Iterator[tuple[Ranks, Any]]:
     device = _device()
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    found, rank, world_size = _met(device, turn, timeout)
+    store, rank, world_size = _met(device, timeout)
     try:
-        yield Ranks(rank, world_size, device), dist.PrefixStore(f"scoretk/{turn}", found)
+        yield Ranks(rank, world_size, device), store
         _leave()
     finally:
         dist.destroy_process_group()
@@ -113,8 +117,8 @@ def _leave() -> None:
         raise RankFailure(f"another process has ended before the others: {error}") from error
 
 
-def _met(device: torch.device, turn: str, timeout: float) -> tuple[Any, int, int]:
-    """The store of the process group that is made, this process's number, and how many there are.
+def _met(device: torch.device, timeout: float) -> tuple[Any, int, int]:
+    """The job's store beside the process group that is made, this process's number, and how many there are.
 
     Raises:
         RankFailure: Others have not come.
@@ -122,24 +126,67 @@ def _met(device: torch.device, turn: str, timeout: float) -> tuple[Any, int, int
     patience = timedelta(seconds=timeout)
     names = ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE")
     place = os.getpid(), *(os.environ[name] for name in names)
-    try:
+    with _meeting(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), timeout):
         if place not in _STORES:
             _STORES[place] = next(dist.rendezvous("env://", timeout=patience))
         found, rank, world_size = _STORES[place]
+        number = _number(found, rank, world_size, timeout)
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if device.type == "cuda" and dist.is_nccl_available() else "gloo",
-            store=dist.PrefixStore(f"group/{turn}", found),
+            store=dist.PrefixStore(f"group/{number}", found),
             rank=rank,
             world_size=world_size,
             timeout=patience,
         )
+    return dist.PrefixStore(f"scoretk/{number}", found), rank, world_size
+
+
+@contextmanager
+def _meeting(rank: int, world_size: int, timeout: float) -> Iterator[None]:
+    """A context in which who does not meet the others says so."""
+    try:
+        yield
     except dist.DistError as error:
+        names = ("MASTER_ADDR", "MASTER_PORT")
+        where = f" at {':'.join(os.environ[n] for n in names)}" if {*names} <= {*os.environ} else ""
         raise RankFailure(
-            f"rank {os.environ['RANK']} of {os.environ['WORLD_SIZE']} has not met the others at "
-            f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']} within {timeout:g} s: {error} "
+            f"rank {rank} of {world_size} has not met the others{where} within {timeout:g} s: {error} "
             f"Start as many processes as WORLD_SIZE says, or give a longer timeout="
         ) from error
-    return found, rank, world_size
+
+
+def _number(store: Any, rank: int, world_size: int, timeout: float) -> str:
+    """A number of this job alone, the same on its ranks.
+
+    `torchrun --max-restarts` starts processes anew beside the store of those that died, in which
+    all words of these are still found. So each process greets by a number of its own, drawn by
+    chance; the first one answers whoever greets it, until as many have had an answer as there are.
+
+    Raises:
+        DistStoreError: Others have not come.
+    """
+    turn = next(_ENTERED)  # who is in the next context already does not greet in this one
+    name, own = f"scoretk/greeting {turn} of ", secrets.token_hex(8)
+    if rank:
+        store.set(f"{name}{rank}", own)
+        store.wait([f"scoretk/answer to {own}"], timedelta(seconds=timeout))
+        number: str = store.get(f"scoretk/answer to {own}").decode()
+        store.add(f"scoretk/{number}/heard", 1)
+        return number
+    answered, over, pause = dict[int, bytes](), time.monotonic() + timeout, 1e-3
+    while store.add(f"scoretk/{own}/heard", 0) < world_size - 1:
+        for other in range(1, world_size):
+            if not store.check([f"{name}{other}"]):
+                continue
+            greeting = store.get(f"{name}{other}")
+            if greeting != answered.get(other):  # else of one that died, or is on its way
+                store.set(f"scoretk/answer to {greeting.decode()}", own)
+                answered[other] = greeting
+        if time.monotonic() > over:
+            raise dist.DistStoreError(f"{len(answered)} of {world_size - 1} others have come.")
+        time.sleep(pause)
+        pause = min(2 * pause, 0.05)
+    return own
 
 
 def _device() -> torch.device:
