@@ -22,6 +22,7 @@ import torch
 
 import scoretk as stk
 from scoretk.core import anatomy, identity
+from scoretk.core.identity import Identity
 from scoretk.run import resume as runs
 from tests.processes import environment
 
@@ -985,3 +986,14 @@ def test_a_checkpoint_is_taken_up_whatever_order_a_process_has_sets_in(tmp_path)
             check=True,
             timeout=120,
         )
+
+
+def test_the_number_of_a_device_is_no_part_of_a_field():
+    """Ranks that share a run have the same field, each on its own GPU; a field on the CPU is another."""
+
+    def made(place):
+        device = torch.device(place)
+        return Identity(field=lambda x: x.to(device).square().sum(1)).summary()
+
+    assert made("cuda:0") == made("cuda:1") == made("cuda")
+    assert made("cuda:0") != made("cpu")

@@ -250,6 +250,8 @@ def _mark(item: Any) -> Any:
 def _value(item: Any) -> str:
     """An object in words that mean the same in every process."""
     kind = type(item)
+    if kind is torch.device:  # of several ranks each has its own
+        return _short(repr(torch.device(item.type)))
     if kind in PLAIN:
         return _short(repr(item))
     if kind is _Same:
