@@ -22,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import distributions as td
 
 import scoretk as stk
 
@@ -134,3 +135,16 @@ def or_error(ask):
         return answer, [str(w.message) for w in told]
     except stk.ScoretkError as error:
         return type(error).__name__, str(error)
+
+
+@cache
+def drawn(**options):
+    return stk.sample(
+        NAMED, stk.MALA(0.3), **{"chains": 5, "steps": 12, "dtype": torch.float64} | options
+    )
+
+
+NAMED = stk.Energy(
+    lambda mu, tau: tau + (mu**2).sum(1) / 2,
+    variables={"mu": stk.Variable((2,), dims=("side",)), "tau": td.constraints.positive},
+)

@@ -600,13 +600,38 @@ def test_an_interval_may_have_an_infinite_end(kind, low, high):
         assert abs(end) > 50 if math.isinf(bound) else abs(end - bound) < 1e-6
 
 
-@pytest.mark.parametrize("rows", [1, 2, 64])
-def test_a_mixture_of_supports_of_their_own_takes_points_to_start_from(rows):
-    """Components that begin at 1 and at 3: what is in the first is in the mixture."""
-    scales = torch.tensor([1.0, 3.0])
-    law = td.MixtureSameFamily(td.Categorical(torch.ones(2)), td.Pareto(scales, torch.ones(2)))
-    start = 1.5 + torch.rand(rows, generator=torch.Generator().manual_seed(0))
+@pytest.mark.parametrize(
+    "ends", [((0.0, 0.0), (1.0, math.inf)), ((-math.inf, 0.0), (1.0, 2.0))], ids=str
+)
+def test_an_end_that_is_infinite_in_some_entries_is_refused(ends):
+    with pytest.raises(stk.InvalidArgument, match="in all entries alike"):
+        bijection(constraints.interval(*map(torch.tensor, ends)))
+
+
+SHARED = {
+    "half line": lambda ones: td.Pareto(2 * ones, 3 + ones),
+    "box": lambda ones: td.Uniform(ones, 3 * ones),
+    "image": lambda ones: td.TransformedDistribution(
+        td.Normal(ones, ones), [td.ExpTransform(), td.AffineTransform(ones, ones)]
+    ),
+    "rows": lambda ones: td.Independent(
+        td.Pareto(ones[:, None].repeat(1, 2), torch.tensor(4.0)), 1
+    ),
+}
+
+
+@pytest.mark.parametrize("rows", [1, 3, 64])
+@pytest.mark.parametrize("name", SHARED)
+def test_a_mixture_of_one_support_has_the_shape_of_a_component(name, rows):
+    """As the bounds are of all three components, which x has not."""
+    law = td.MixtureSameFamily(td.Categorical(torch.ones(3)), SHARED[name](torch.ones(3)))
     field = in_free_space(stk.from_distribution(law))
-    x = start.reshape(rows, *field.event_shape)
-    torch.testing.assert_close(field.constrain(field.unconstrain(x)), x)
-    assert (field.users_energy(x - 2.0) == torch.inf).all()
+    assert field.event_shape == law.event_shape
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        x = law.sample((rows,))
+    z = field.unconstrain(x)
+    torch.testing.assert_close(field.constrain(z), x)
+    torch.testing.assert_close(field.users_log_prob(x), law.log_prob(x))
+    assert (field.users_log_prob(torch.full_like(x, -9.0)) == -torch.inf).all()
+    assert field.energy(z).shape == (rows,)

@@ -761,7 +761,8 @@ def _config_of(scheduler: Any) -> Mapping[str, Any]:
             "a scheduler of diffusers, which says how the network was trained",
             "Such as DDIMScheduler.from_config(...)",
         )
-    return {name: value for name, value in config.items() if _reads(scheduler, name)}
+    own = {name: value for name, value in config.items() if _reads(scheduler, name)}
+    return own or config  # of a class that names none of them
 
 
 def _reads(scheduler: Any, name: str) -> bool:

@@ -340,13 +340,14 @@ def _(d: td.MixtureSameFamily) -> FreeLaw:
         return FreeLaw(REAL, lambda z: log_density(d, z))
     if not _is_shared(each.space, d.component_distribution):
         return _by_x(d)
-    free_axis = -1 - len(each.space.free_shape(tuple(d.event_shape)))
+    components = d.mixture_distribution.logits.shape[-1]
+    free_axis = -len(each.space.free_shape((components, *d.event_shape)))
 
     def density(z: Tensor) -> Tensor:
         logs = each.log_density(z.unsqueeze(free_axis))
         return torch.logsumexp(logs + torch.log_softmax(d.mixture_distribution.logits, -1), -1)
 
-    return FreeLaw(_Component(each.space, axis, free_axis), density)
+    return FreeLaw(_Component(each.space, components, axis, free_axis), density)
 
 
 @dataclass(frozen=True, eq=False)
@@ -355,11 +356,13 @@ class _Component:
 
     Attributes:
         each: The bijection of all components together.
+        components: How many there are.
         axis: The components' axis in x.
         free_axis: The components' axis in z.
     """
 
     each: Bijection
+    components: int
     axis: int
     free_axis: int
 
@@ -368,7 +371,11 @@ class _Component:
         return self.each.event_dim
 
     def free_shape(self, shape: Shape) -> Shape:
-        return self.each.free_shape(shape)
+        of_all = list(shape)
+        of_all.insert(len(shape) + 1 + self.axis, self.components)
+        free = list(self.each.free_shape(tuple(of_all)))
+        del free[self.free_axis]
+        return tuple(free)
 
     def constrain(self, z: Tensor) -> Tensor:
         return self.each.constrain(z.unsqueeze(self.free_axis)).select(self.axis, 0)

@@ -37,6 +37,7 @@ from torch.distributions import biject_to, constraints, transforms
 from torch.nn.functional import logsigmoid
 
 from scoretk.core.devices import constant_like
+from scoretk.errors import InvalidArgument
 
 __all__ = [
     "REAL",
@@ -638,11 +639,22 @@ def trailing_sum(values: Tensor, axes: int) -> Tensor:
 
 
 def _between(lower: Any, upper: Any) -> Any:
-    """The bijection onto an interval, of which an end may be infinite, of all entries alike."""
-    open_below, open_above = (
-        bool((torch.as_tensor(bound) == end).all())
-        for bound, end in ((lower, -torch.inf), (upper, torch.inf))
-    )
+    """The bijection onto an interval, of which an end may be infinite, of all entries alike.
+
+    Raises:
+        InvalidArgument: It is of some entries only.
+    """
+    ends = [
+        torch.as_tensor(bound) == end for bound, end in ((lower, -torch.inf), (upper, torch.inf))
+    ]
+    open_below, open_above = (bool(end.all()) for end in ends)
+    if [bool(end.any()) for end in ends] != [open_below, open_above]:
+        raise InvalidArgument(
+            "constraint",
+            constraints.interval(lower, upper),
+            "ends that are finite or infinite in all entries alike",
+            "Join entries of two kinds: constraints.stack",
+        )
     if open_below and open_above:
         return REAL
     if open_above:

@@ -1,10 +1,7 @@
 """Paths, conversions, fields, laws, constraints and measurements answer what they did (`tests/recorded.py`)."""
 
-from functools import cache
-
 import pytest
 import torch
-from torch import distributions as td
 
 import scoretk as stk
 from scoretk.core.noise import Noise
@@ -152,16 +149,3 @@ def test_measurements(name):
         f"measurement {name}",
         (repr(likelihood), image, or_error(lambda: likelihood.log_likelihood(x)), static, answers),
     )
-
-
-@cache
-def drawn(**options):
-    return stk.sample(
-        NAMED, stk.MALA(0.3), **{"chains": 5, "steps": 12, "dtype": torch.float64} | options
-    )
-
-
-NAMED = stk.Energy(
-    lambda mu, tau: tau + (mu**2).sum(1) / 2,
-    variables={"mu": stk.Variable((2,), dims=("side",)), "tau": td.constraints.positive},
-)

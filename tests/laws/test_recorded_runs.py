@@ -3,15 +3,12 @@
 Longer runs are no records: after a warmup the rounding of another processor has made another chain of the same law.
 """
 
-from functools import cache
-
 import pytest
 import torch
-from torch import distributions as td
 
 import scoretk as stk
 from tests.laws.test_rows_alone import D
-from tests.recorded import or_error, recorded
+from tests.recorded import drawn, or_error, recorded
 
 
 def network(x, t):
@@ -27,19 +24,6 @@ WELL = stk.Energy(energy, (D,))
 
 def prior(path=None):
     return stk.Diffusion(network, (D,), path or stk.VP(), "noise")
-
-
-@cache
-def drawn(**options):
-    return stk.sample(
-        NAMED, stk.MALA(0.3), **{"chains": 5, "steps": 12, "dtype": torch.float64} | options
-    )
-
-
-NAMED = stk.Energy(
-    lambda mu, tau: tau + (mu**2).sum(1) / 2,
-    variables={"mu": stk.Variable((2,), dims=("side",)), "tau": td.constraints.positive},
-)
 
 
 DRAWS = {

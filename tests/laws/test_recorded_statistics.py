@@ -1,15 +1,14 @@
 """Statistics and what pictures show are what they were (`tests/recorded.py`)."""
 
-from functools import cache, partial
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from torch import distributions as td
 
 import scoretk as stk
 from scoretk import diagnostics
-from tests.recorded import or_error, randn, recorded
+from tests.recorded import drawn, or_error, randn, recorded
 
 
 def network(x, t):
@@ -103,19 +102,6 @@ def shown(figure):
             )
             told += [np.asarray(some.get_sizes(), float)] if hasattr(some, "get_sizes") else []
     return told, figure.get_suptitle(), figure.get_size_inches()
-
-
-@cache
-def drawn(**options):
-    return stk.sample(
-        NAMED, stk.MALA(0.3), **{"chains": 5, "steps": 12, "dtype": torch.float64} | options
-    )
-
-
-NAMED = stk.Energy(
-    lambda mu, tau: tau + (mu**2).sum(1) / 2,
-    variables={"mu": stk.Variable((2,), dims=("side",)), "tau": td.constraints.positive},
-)
 
 
 PLANE = stk.Energy(lambda x: ((x - 1).square() * torch.tensor([1.0, 4.0]).to(x)).sum(1) / 2, (2,))
