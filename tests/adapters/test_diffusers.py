@@ -333,6 +333,20 @@ def test_settings_that_another_scheduler_has_left_say_nothing(name, setting):
     torch.testing.assert_close(found.grid(5), expected.grid(5), rtol=0, atol=0)
 
 
+def test_a_scheduler_that_names_no_settings_is_taken_by_its_configuration():
+    """One around another, as for logging."""
+    made = scheduler("DDIMScheduler", prediction_type="v_prediction", clip_sample=False)
+
+    class Around:
+        def __init__(self, inner):
+            self.inner, self.config = inner, inner.config
+
+        def __getattr__(self, name):
+            return getattr(self.__dict__["inner"] if "inner" in self.__dict__ else made, name)
+
+    assert stk.from_diffusers(NET, Around(made), SHAPE).predicts == "v"
+
+
 @pytest.mark.parametrize("beside", ["transformer_2", "controlnet", "adapter"])
 def test_a_pipeline_of_which_more_than_one_network_predicts_is_refused(beside):
     made = scheduler("DDIMScheduler")

@@ -362,3 +362,14 @@ def test_rows_of_observations_that_are_missing_or_do_not_fit_are_told(sbi):
         stk.sample(field, stk.MALA(0.1), chains=N, steps=2)
     with pytest.raises(stk.InvalidArgument, match="An observation has the shape of one x"):
         stk.sample(field, stk.MALA(0.1), chains=N, steps=2, cond={"x_o": torch.zeros(N, 5)})
+
+
+def test_an_ensemble_has_one_observation(sbi):
+    """Its members would take rows for trials of one."""
+    prior = PRIORS["box"](sbi)
+    whole = sbi.inference.EnsemblePosterior([posterior_of(sbi, prior, rows()[0]) for _ in "ab"])
+    with pytest.raises(stk.InvalidArgument, match="an observation, of an ensemble"):
+        stk.from_sbi(whole)
+    field = stk.from_sbi(whole, rows()[1])
+    expected = -whole.set_default_x(rows()[1]).potential(theta(), track_gradients=False)
+    torch.testing.assert_close(field.field.energy(theta()), expected)

@@ -253,16 +253,17 @@ def test_the_spread_and_the_multiple_are_lengths():
     assert float(length.Multiple(5).changed(state, None, Change())[0].length) == pytest.approx(1.5)
 
 
-def wandering(x, alive=None):
-    """The length after a warmup whose only window has these positions, `(75, chains, 2)`, at a step size of .3.
+def wandering(x, alive=None, windows=1):
+    """The length after a window with these positions, `(75, chains, 2)`, at a step size of .3 and a length of 7.
 
-    The scales grow from (1, 2) to (.5, .5) with its end.
+    The scales grow from (1, 2) to (.5, .5) with its end; so many windows have ended before.
     """
     warmup, before, after = 100, torch.tensor([1.0, 2.0]), torch.tensor([0.5, 0.5])
     alive = torch.ones(x.shape[1], dtype=torch.bool) if alive is None else torch.tensor(alive)
     state = State(x=x[0], step_size=0.3, length=torch.tensor(7.0).double())
     part = length.Decorrelation()
     state, memory, spent = part.begin(None, None, state, None, alive)
+    memory = memory._replace(windows=memory.windows + windows)
     assert spent == 0
     for step in range(warmup):
         ends = scales.window_end(step, warmup)[1]
@@ -276,6 +277,7 @@ def wandering(x, alive=None):
             state, memory = part.changed(state, memory, told)
             assert not memory.sums.any()
             assert not float(memory.steps)
+            assert float(memory.windows) == windows + 1
     return float(state.length)
 
 
@@ -288,24 +290,28 @@ def autoregressive(rho, chains=400, steps=75):
     return torch.tensor(np.stack(x))
 
 
+def autocorrelation_time(found):
+    """That of which a length is made: the root of 7 and of .4 of the length, in scales that have grown."""
+    return (found * np.sqrt(0.5 * 0.25)) ** 2 / (7 * 0.4 * 0.3)
+
+
 @pytest.mark.parametrize("rho", [0.0, 0.5, 0.9])
-def test_a_length_is_two_fifths_of_that_in_which_positions_decorrelate(rho):
+def test_a_length_follows_that_in_which_positions_decorrelate(rho):
     """T times the variance of the mean of T numbers, known exactly, to four of its standard errors."""
     n, k = 75, np.arange(1, 75)
     tau = 1 + 2 * ((1 - k / n) * rho**k).sum()
-    grown = np.sqrt(0.5 * 0.25)
-    found = wandering(autoregressive(rho)) * grown / (0.4 * 0.3)
+    found = autocorrelation_time(wandering(autoregressive(rho)))
     assert found == pytest.approx(tau, rel=4 * np.sqrt(2 / 400 / 2))
 
 
 def test_a_length_has_bounds_for_chains_that_stay_and_chains_that_leap():
     """Of the chains' own path in a window where they stay, a step where they leap to and fro."""
-    unit = 0.4 * 0.3 / np.sqrt(0.5 * 0.25)
     start = torch.tensor(np.random.default_rng(1).normal(size=(50, 2)))
     one_less = (75 * 50 - 1) / (75 * (50 - 1))  # of the pooled variance, over that of 50
-    assert wandering(start.expand(75, -1, -1)) == pytest.approx(75 * unit * one_less)
+    stay = autocorrelation_time(wandering(start.expand(75, -1, -1)))
+    assert stay == pytest.approx(75 * one_less)
     leaps = start * (-1.0) ** torch.arange(75)[:, None, None]
-    assert wandering(leaps) == pytest.approx(unit)
+    assert autocorrelation_time(wandering(leaps)) == pytest.approx(1)
 
 
 def test_a_length_is_of_the_chains_that_are_well():
@@ -315,10 +321,11 @@ def test_a_length_is_of_the_chains_that_are_well():
     assert wandering(lost, alive=alive) == wandering(x[:, :6])
 
 
-def test_a_single_chain_has_the_length_of_the_spread():
-    x = autoregressive(0.5, chains=1)
-    expected = (x[:, 0].std(0) / 0.5).square().sum().sqrt()
-    assert wandering(x) == pytest.approx(float(expected))
+@pytest.mark.parametrize(("chains", "windows"), [(1, 1), (400, 0)])
+def test_a_single_chain_and_the_first_window_have_the_length_of_the_spread(chains, windows):
+    x = autoregressive(0.5, chains)
+    expected = (x.flatten(0, 1).std(0) / 0.5).square().sum().sqrt()
+    assert wandering(x, windows=windows) == pytest.approx(float(expected))
 
 
 @pytest.mark.parametrize("dense", [False, True])

@@ -18,10 +18,12 @@ size.
 `Decorrelation` takes it from how soon positions decorrelate. In a window of T steps of size eps let
 V_i be the variance of coordinate i, and B_i the variance over chains of its mean in the window:
 
-    tau_i = T B_i / V_i,    L = factor eps max(1, mean_i tau_i)
+    tau_i = T B_i / V_i,    L <- sqrt(L factor eps max(1, mean_i tau_i))
 
 tau_i is the autocorrelation time in steps where T is much longer, and T at most: chains that hardly
-move make no length beyond `factor` times their own path.
+move make no length beyond `factor` times their own path. The root is taken because the length in
+which positions decorrelate falls as L grows, as 1 / L where chains diffuse: without it L would leap
+to and fro from window to window. The first window, before which L is a guess, ends with `Spread`.
 
 References:
     Hoffman, Radul, Sountsov, "An adaptive-MCMC scheme for setting trajectory lengths in Hamiltonian
@@ -86,13 +88,15 @@ class Wandering(NamedTuple):
 
     `sums` `(chains, *event_shape)`: the sum of each chain's positions; `steps` `()`: how many there
     are; `between`, like an event: once the window has ended T times the variance over chains of
-    their means, NaN for a single chain; `step_size` `()`: that of the window's end.
+    their means, NaN for a single chain; `step_size` `()`: that of the window's end; `windows` `()`:
+    how many have ended.
     """
 
     sums: Tensor
     steps: Tensor
     between: Tensor
     step_size: Tensor
+    windows: Tensor
 
 
 class Nothing(NamedTuple):
@@ -300,7 +304,8 @@ class Decorrelation(Unmeasured):
     ) -> tuple[Any, Wandering, int]:
         """As `Part.begin`."""
         sums = torch.zeros_like(state.x, dtype=widest(state.x.device))
-        return state, Wandering(sums, number(0.0), torch.zeros_like(sums[0]), state.step_size), 0
+        none = number(0.0)
+        return state, Wandering(sums, none, torch.zeros_like(sums[0]), state.step_size, none), 0
 
     def learn(
         self, state: Any, memory: Wandering, lesson: Lesson
@@ -314,21 +319,19 @@ class Decorrelation(Unmeasured):
             return state, memory._replace(sums=sums, steps=steps), None
         means = lesson.living(sums) / float(steps)
         between = float(steps) * (means.var(0) if len(means) > 1 else torch.nan * sums[0])
-        return (
-            state,
-            Wandering(torch.zeros_like(sums), number(0.0), between, state.step_size),
-            None,
-        )
+        emptied, windows = torch.zeros_like(sums), memory.windows + 1
+        return state, Wandering(emptied, number(0.0), between, state.step_size, windows), None
 
     def changed(self, state: Any, memory: Wandering, change: Change) -> tuple[Any, Wandering]:
-        """As `Part.changed`: after a window the length is that which it found, in the new scales."""
+        """As `Part.changed`: after a window the length follows what it found, in the new scales."""
         if change.before is None or change.after is None or change.spread is None:
             return state, memory
         steps = float((memory.between / wide(change.spread).square()).mean())
-        if not math.isfinite(steps):
+        if float(memory.windows) < 2 or not math.isfinite(steps):
             return Spread().changed(state, Nothing(), change)[0], memory
         grown = float((change.after / change.before).log().mean().exp())
-        length = self.factor * float(memory.step_size) * max(steps, 1.0) / grown
+        decorrelated = float(memory.step_size) * max(steps, 1.0)
+        length = math.sqrt(float(state.length) * self.factor * decorrelated) / grown
         return state._replace(length=number(length)), memory
 
 
