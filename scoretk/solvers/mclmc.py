@@ -300,8 +300,8 @@ class MCLMC(_Isokinetic):
 
     Args:
         step_size: eps > 0, a length in scaled space; None to tune it in warmup.
-        length: L > 0, over which the direction is forgotten, a length in scaled space; None to take
-            it in warmup as .4 of the length in which positions decorrelate
+        length: L > 0, over which the direction is forgotten, a length in scaled space; None to
+            bring it in warmup to .4 of the length in which positions decorrelate
             (`warmup.length.Decorrelation`).
         metric: "diagonal", "fisher" or "none": the scales learned in warmup
             (`warmup.scales`).
