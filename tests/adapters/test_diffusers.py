@@ -342,7 +342,7 @@ def test_a_scheduler_that_names_no_settings_is_taken_by_its_configuration():
             self.inner, self.config = inner, inner.config
 
         def __getattr__(self, name):
-            return getattr(self.__dict__["inner"] if "inner" in self.__dict__ else made, name)
+            return getattr(self.__dict__.get("inner", made), name)
 
     assert stk.from_diffusers(NET, Around(made), SHAPE).predicts == "v"
 
