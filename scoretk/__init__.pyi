@@ -23,6 +23,7 @@ from scoretk.adapters.torchcfm import from_torchcfm as from_torchcfm
 from scoretk.adapters.transformers import from_language_model as from_language_model
 from scoretk.core.anatomy import to_device as to_device
 from scoretk.core.noise import Noise as Noise
+from scoretk.core.ranks import Ranks as Ranks
 from scoretk.core.streams import Stream as Stream
 from scoretk.diagnostics import plot as plot
 from scoretk.diagnostics.summary import Finding as Finding
@@ -109,7 +110,6 @@ from scoretk.plugins import load_solver as load_solver
 from scoretk.plugins import train as train
 from scoretk.run.checkpoint import Checkpoint as Checkpoint
 from scoretk.run.draws import Cost as Cost
-from scoretk.run.group import Ranks as Ranks
 from scoretk.run.joining import concatenate as concatenate
 from scoretk.run.ranks import distributed as distributed
 from scoretk.run.store import Zarr as Zarr

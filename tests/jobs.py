@@ -26,7 +26,7 @@ from scoretk import cli
 from scoretk.core import files, noise
 from scoretk.core.identity import Identity
 from scoretk.learn import Recipe, fit
-from scoretk.run import batches, checkpoint, ranks, store
+from scoretk.run import batches, checkpoint, heartbeat, ranks, store
 from tests import accelerator
 
 FORK = multiprocessing.get_context("fork")
@@ -261,14 +261,14 @@ def skips_a_call():
 def keeps_the_store():
     """The process with the store in it is the last to come to the end, and is gone before others look again."""
     distributed.init_process_group("gloo")
-    ranks.LOOK = 2.0
+    heartbeat.LOOK = 2.0
     with stk.distributed(timeout=20.0) as where:
         time.sleep(0.0 if where.rank else 1.5)
     return where.rank
 
 
 def tells_much():
-    """What is told through the store, of more bytes than it takes at once: images, a leaf that was tuned, an error."""
+    """What is published in the store, of more bytes than it takes at once: images, a leaf that was tuned, an error."""
     shape = (3, 256, 256)
     images = stk.Velocity(lambda x, t: -x * t[:, None, None, None], shape)
 
@@ -278,8 +278,8 @@ def tells_much():
         with ranks.shared_call({}, Identity()) as share:
             leaf = torch.arange(5 << 20, dtype=torch.float32)
             if rank() == 0:
-                share.tell("pilot", {"x": leaf})
-            assert torch.equal(share.told("pilot")["x"], leaf)
+                share.publish("pilot", {"x": leaf})
+            assert torch.equal(share.fetch("pilot")["x"], leaf)
         field = fails_on(1, ValueError("too much", leaf))
         error = raised(lambda: stk.sample(field, stk.ULA(0.1), CHAINS, 4, batch=BATCH))
     return float(draws.final.sum()), error[0]
@@ -330,7 +330,7 @@ def fails_on(number, error):
 
 
 def by_rank(x):
-    """An energy that hangs on what nobody sees who looks at what it is made of."""
+    """An energy that depends on what nobody sees who looks at what it is made of."""
     time.sleep(0.05)  # so that the other rank has a batch too
     return bumpy(x) * (1 + 1e-3 * rank())
 
@@ -796,16 +796,16 @@ def placing(name):
     return lambda source, target: name in os.path.basename(target)
 
 
-def telling(name):
-    return lambda share, told, tensors: told == name
+def publishing(name):
+    return lambda share, published, tensors: published == name
 
 
 PLACES = {
     "a run's folder is beside its place": ("system", "replace", placing("c"), 1),
     "a file of a batch is beside its place": ("system", "replace", placing("batch-"), 3),
     "the store is beside its place": ("system", "replace", placing("d.zarr"), 1),
-    "the store has a number that nobody knows": (ranks._Shared, "tell", telling("store"), 1),
-    "warmup is over and not told": (ranks._Shared, "tell", telling("pilot"), 1),
+    "the store has a number that nobody knows": (ranks._Shared, "publish", publishing("store"), 1),
+    "warmup is over and not told": (ranks._Shared, "publish", publishing("pilot"), 1),
     "a chunk is written and not counted": (
         *(store.Store, "_placed", lambda of, name, value: name == "kept", 4),
     ),

@@ -20,8 +20,7 @@ import torch
 
 import scoretk as stk
 from scoretk.errors import RankFailure
-from scoretk.run import group, messages
-from scoretk.run import ranks as processes
+from scoretk.run import group, heartbeat, messages
 from tests import accelerator, jobs
 from tests.processes import environment
 
@@ -521,10 +520,19 @@ def test_a_job_is_refused_while_a_rank_of_the_one_before_still_runs(size, tmp_pa
 class TestTheDeviceOfARank:
     """Told by stand-ins: a GPU each where a machine has one for each of its processes, and NCCL between these."""
 
-    def met(self, monkeypatch, gpus, local, world, nccl=True):
-        """The device of the rank `local`, what it was made the process's, and the backend that was asked for."""
-        made = {}
+    def machine(self, monkeypatch, gpus, **variables):
+        """A machine with so many GPUs, of which a process of rank 5 of 8 sees these variables."""
         monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+        for name in {name for names in group.PLACES for name in names if name} | {*group.VISIBLE}:
+            monkeypatch.delenv(name, raising=False)
+        own = {"RANK": "5", "WORLD_SIZE": "8", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
+        for name, value in (own | variables).items():
+            monkeypatch.setenv(name, str(value))
+
+    def met(self, monkeypatch, nccl=True):
+        """The device of a rank, what it was made the process's, and the backend that was asked for."""
+        made = {}
         monkeypatch.setattr(torch.cuda, "set_device", lambda device: made.update(set=device))
         monkeypatch.setattr(group.dist, "is_nccl_available", lambda: nccl)
         monkeypatch.setattr(
@@ -535,10 +543,6 @@ class TestTheDeviceOfARank:
             group.dist, "init_process_group", lambda kind, **_: made.update(kind=kind)
         )
         monkeypatch.setattr(group.dist, "destroy_process_group", lambda: None)
-        own = {"RANK": "5", "WORLD_SIZE": "8", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
-        own |= {"LOCAL_RANK": str(local), "LOCAL_WORLD_SIZE": str(world)}
-        for name, value in own.items():
-            monkeypatch.setenv(name, value)
         with group.joined() as (found, _):
             made |= {"device": str(found.device), "rank": found.rank, "size": found.world_size}
         return made
@@ -550,26 +554,119 @@ class TestTheDeviceOfARank:
             (4, 1, 4, True, "cuda:1", "cpu:gloo,cuda:nccl"),
             (4, 1, 4, False, "cuda:1", "gloo"),
             (4, 1, 8, True, "cpu", "gloo"),
+            (1, 0, 2, True, "cpu", "gloo"),
             (0, 1, 4, True, "cpu", "gloo"),
         ],
     )
     def test_one_each_or_none(self, gpus, local, world, nccl, device, kind, monkeypatch):
-        made = self.met(monkeypatch, gpus, local, world, nccl)
+        self.machine(monkeypatch, gpus, LOCAL_RANK=local, LOCAL_WORLD_SIZE=world)
+        made = self.met(monkeypatch, nccl)
         assert (made["device"], made["kind"]) == (device, kind)
         assert (made["rank"], made["size"]) == (5, 8)
         assert str(made.get("set", "cpu")) == device  # before NCCL is asked for anything
 
-    def test_a_device_by_the_number_among_all_would_be_seen(self, monkeypatch):
-        """The mutant: rank 5 of two nodes of four has no GPU of that number on its own node."""
-        own = group._device
+    @pytest.mark.parametrize(
+        ("gpus", "variables", "device"),
+        [
+            (1, {"CUDA_VISIBLE_DEVICES": "3", "LOCAL_RANK": 3, "LOCAL_WORLD_SIZE": 8}, "cuda:0"),
+            (1, {"ROCR_VISIBLE_DEVICES": "3", "SLURM_PROCID": 5, "SLURM_LOCALID": 1}, "cuda:0"),
+            (0, {"CUDA_VISIBLE_DEVICES": ""}, "cpu"),
+            (4, {"CUDA_VISIBLE_DEVICES": "0,1,2,3", "LOCAL_RANK": 1}, "cuda:1"),
+            (4, {"CUDA_VISIBLE_DEVICES": "0,1,2,3", "LOCAL_RANK": 1, "LOCAL_WORLD_SIZE": 8}, "cpu"),
+        ],
+    )
+    def test_a_process_that_was_given_one_has_it(self, gpus, variables, device, monkeypatch):
+        """By what starts it, whatever its number on the machine."""
+        self.machine(monkeypatch, gpus, **variables)
+        assert self.met(monkeypatch)["device"] == device
 
-        def mutant():
-            with pytest.MonkeyPatch.context() as patch:
-                patch.delenv("LOCAL_RANK")
-                return own()
+    @pytest.mark.parametrize(
+        ("variables", "device"),
+        [
+            (
+                {"SLURM_PROCID": 5, "SLURM_LOCALID": 1, "SLURM_STEP_TASKS_PER_NODE": "4(x2)"},
+                "cuda:1",
+            ),
+            (
+                {"SLURM_PROCID": 5, "SLURM_LOCALID": 1, "SLURM_STEP_TASKS_PER_NODE": "8(x3),2"},
+                "cpu",
+            ),
+            ({"OMPI_COMM_WORLD_RANK": 5, "OMPI_COMM_WORLD_LOCAL_RANK": 3}, "cuda:3"),
+            ({"MPI_RANKID": 5, "MPI_LOCALRANKID": 2, "MPI_LOCALNRANKS": 4}, "cuda:2"),
+            # torchrun within srun, of one task a machine
+            (
+                {"SLURM_PROCID": 1, "SLURM_LOCALID": 0, "LOCAL_RANK": 1, "LOCAL_WORLD_SIZE": 4},
+                "cuda:1",
+            ),
+        ],
+    )
+    def test_its_number_on_the_machine_is_what_starts_it_says(self, variables, device, monkeypatch):
+        self.machine(monkeypatch, 4, **variables)
+        assert self.met(monkeypatch)["device"] == device
 
-        monkeypatch.setattr(group, "_device", mutant)
-        assert self.met(monkeypatch, 4, 1, 4)["device"] != "cuda:1"
+    @pytest.mark.parametrize("variables", [{}, {"SLURM_PROCID": 0, "SLURM_LOCALID": 0}])
+    def test_who_does_not_know_its_number_is_told(self, variables, monkeypatch):
+        """The second one's ranks were counted within one task, whose number is not theirs."""
+        self.machine(monkeypatch, 4, **variables)
+        with pytest.warns(UserWarning, match="4 GPUs and 8 processes.* LOCAL_RANK"):
+            assert self.met(monkeypatch)["device"] == "cpu"
+        self.machine(monkeypatch, 8, **variables)  # enough, wherever each is
+        assert self.met(monkeypatch)["device"] == "cuda:5"
+
+    def test_of_a_group_of_one_s_own_what_it_says(self, monkeypatch):
+        """Its device, the current one that was chosen, else that of the rank; and "cuda" is that one within."""
+        within, bound, current = [], [None], [0]
+        found = SimpleNamespace(bound_device_id=None)
+        fake = SimpleNamespace(
+            is_available=lambda: True,
+            is_initialized=lambda: True,
+            get_rank=lambda: 5,
+            get_world_size=lambda: 8,
+            PrefixStore=lambda *_: "a store",
+            distributed_c10d=SimpleNamespace(
+                _get_default_store=lambda: None, _get_default_group=lambda: found
+            ),
+        )
+
+        @contextlib.contextmanager
+        def chosen(device):
+            within.append(str(device))
+            yield
+            within.pop()
+
+        self.machine(monkeypatch, 4, LOCAL_RANK=1, LOCAL_WORLD_SIZE=4)
+        monkeypatch.setattr(torch.cuda, "device", chosen)
+        monkeypatch.setattr(torch.cuda, "current_device", lambda: current[0])
+        monkeypatch.setattr(group, "dist", fake)
+        monkeypatch.setattr(group, "_number", lambda *_: "alone")
+        monkeypatch.setattr(group, "_meeting", lambda *_: contextlib.nullcontext())
+        monkeypatch.setattr(group, "_leave", lambda: None)
+        for bound, current[0], device in ((None, 0, 1), (None, 3, 3), (2, 3, 2)):
+            found.bound_device_id = None if bound is None else torch.device("cuda", bound)
+            with group.joined() as (ranks, _):
+                assert within == [str(ranks.device)] == [f"cuda:{device}"]
+        assert within == []
+
+    def test_two_ranks_with_one_gpu_are_told(self, monkeypatch):
+        """NCCL would end the job when the draws are there, in words of its own."""
+        uuids = {0: "a", 1: "b", 2: "a"}
+        monkeypatch.setattr(
+            torch.cuda,
+            "get_device_properties",
+            lambda device: SimpleNamespace(uuid=uuids[device.index]),
+        )
+        store = torch.distributed.HashStore()
+
+        def asked(rank, index):
+            group.check_apart(stk.Ranks(rank, 3, torch.device("cuda", index)), store)
+
+        monkeypatch.setattr(group.dist, "get_backend_config", lambda: "cpu:gloo,cuda:nccl")
+        asked(0, 0)
+        asked(1, 1)
+        with pytest.raises(stk.InvalidArgument, match="one GPU for ranks 0 and 2"):
+            asked(2, 2)
+        monkeypatch.setattr(group.dist, "get_backend_config", lambda: "cpu:gloo")
+        asked(2, 2)
 
     @pytest.mark.parametrize(
         ("served", "kind", "carried"),
@@ -866,34 +963,32 @@ def test_an_array_of_jobs(found):
     assert np.array_equal(found["array"], sampled(None, batch=10).x)
 
 
-def test_a_rank_hangs_where_its_word_has_been_the_same_for_too_long():
-    """Not where it has said something new since, however long ago its first word was."""
-    words = {}
-    store = SimpleNamespace(check=lambda names: names[0] in words, get=lambda name: words[name])
-    job = SimpleNamespace(timeout=10.0)
-    rank = SimpleNamespace(store=store, job=job, rank=0, world_size=2, _watched=None)
-    for now, word in [(0, None), (8, b"batch 0, 1"), (16, b"batch 0, 2"), (24, b"batch 1, 3")]:
-        words |= {} if word is None else {"word 1": word}
-        processes._Shared._watch(rank, 1, float(now))
-    processes._Shared._watch(rank, 1, 33.0)
-    with pytest.raises(RankFailure, match=r"rank 1 of 2 .* last word was: batch 1"):
-        processes._Shared._watch(rank, 1, 35.0)
+def test_a_rank_hangs_where_its_heartbeat_has_been_the_same_for_too_long():
+    """Not where it has said something new since, however long ago its first one was."""
+    beats = {}
+    store = SimpleNamespace(check=lambda names: names[0] in beats, get=lambda name: beats[name])
+    heart = heartbeat.Heartbeat((store, store), stk.Ranks(0, 2), "0", 10.0, [])
+    for now, beat in [(0, None), (8, b"batch 0, 1"), (16, b"batch 0, 2"), (24, b"batch 1, 3")]:
+        beats |= {} if beat is None else {"heartbeat of 1": beat}
+        heart.watch(1, float(now))
+    heart.watch(1, 33.0)
+    with pytest.raises(RankFailure, match=r"rank 1 of 2 .* last heartbeat was: batch 1"):
+        heart.watch(1, 35.0)
 
 
 def test_who_was_stopped_itself_does_not_take_the_next_rank_for_silent():
-    """All ranks of a job are stopped together (Ctrl-Z), and whoever goes on first finds an old word."""
+    """All ranks of a job are stopped together (Ctrl-Z), and whoever goes on first finds an old heartbeat."""
     store = SimpleNamespace(check=lambda names: True, get=lambda name: b"batch 0, 1")
-    job = SimpleNamespace(timeout=10.0)
-    rank = SimpleNamespace(store=store, job=job, rank=0, world_size=2, _watched=None)
+    heart = heartbeat.Heartbeat((store, store), stk.Ranks(0, 2), "0", 10.0, [])
     for now in (0.0, 1.0, 3600.0, 3609.0):
-        processes._Shared._watch(rank, 1, now)
-    with pytest.raises(RankFailure, match="rank 1 of 2 has said nothing"):
-        processes._Shared._watch(rank, 1, 3611.0)
+        heart.watch(1, now)
+    with pytest.raises(RankFailure, match="rank 1 of 2 has had no heartbeat"):
+        heart.watch(1, 3611.0)
 
 
 def test_an_answer_is_waited_for_in_parts(monkeypatch):
     """Of which a process that is stopped itself loses one: all of the time has passed, and nothing was asked yet."""
-    line, waited = messages.Line(8.0), []
+    thread, waited = messages.StoreThread(8.0), []
 
     def wait(answers, timeout):
         waited.append(timeout)
@@ -901,9 +996,9 @@ def test_an_answer_is_waited_for_in_parts(monkeypatch):
         return futures.wait(left, 5.0)
 
     monkeypatch.setattr(messages, "wait", wait)
-    assert line.ask(lambda: 3) == 3
+    assert thread.ask(lambda: 3) == 3
     assert waited == [2.0, 2.0]
-    line.close()
+    thread.close()
 
 
 @pytest.mark.slow
@@ -925,6 +1020,6 @@ found["never"] = jobs.Job(1, jobs.saved, folder / "never").wait()
     found = in_jobs(tmp_path, program)
     assert set(found[2].values()) == set(found["never"].values())
     assert found[1][0][0] == found[1][1][0] == "RankFailure"
-    assert "rank 1 of 2 has said nothing for 4 s" in found[1][0][1]
+    assert "rank 1 of 2 has had no heartbeat for 4 s" in found[1][0][1]
     assert "rank 0 of 2" not in found[1][1][1]
-    assert "This process itself had said nothing for 1" in str(found[1][1][2])
+    assert "This process itself had no heartbeat for 1" in str(found[1][1][2])

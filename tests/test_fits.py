@@ -4,8 +4,11 @@ import pytest
 import torch
 
 import scoretk as stk
+from scoretk.conformance import solver_laws
 from scoretk.core import memory
 from scoretk.run.fits import Kept, check_fits
+from scoretk.solvers.base import traits
+from scoretk.solvers.examples import EXAMPLES
 
 CPU = torch.device("cpu")
 
@@ -19,15 +22,15 @@ def asked_nothing(x):
     [
         (10**10, {"chains": 10**6, "steps": 10**7, "batch": 10**4}, "80,000 GB"),
         (10**10, {"chains": 4, "steps": 10**12}, "32,000 GB"),
-        (10**9, {"chains": 2 * 10**6, "steps": 1000, "thin": 10, "batch": 10**4}, "1.62 GB"),
-        (10**7, {"chains": 2 * 10**6, "steps": 9, "keep": "moments", "batch": 10**4}, "0.144 GB"),
+        (10**9, {"chains": 2 * 10**6, "steps": 1000, "thin": 10, "batch": 10**4}, "1.66 GB"),
+        (10**7, {"chains": 2 * 10**6, "steps": 9, "keep": "moments", "batch": 10**4}, "0.192 GB"),
         # whose ids alone are 34 GB
-        (10**10, {"chains": 2**32 - 1, "steps": 9, "keep": "moments"}, "309 GB"),
+        (10**10, {"chains": 2**32 - 1, "steps": 9, "keep": "moments"}, "412 GB"),
     ],
     ids=["draws", "steps", "thinned", "moments", "as many as there can be"],
 )
 def test_what_does_not_fit_is_refused_before_the_field_is_asked(free, run, said, monkeypatch):
-    monkeypatch.setattr("scoretk.run.fits.available", lambda device: free)
+    monkeypatch.setattr("scoretk.run.fits.available", lambda device, processes: free)
     field = stk.Energy(asked_nothing, (2,))
     with pytest.raises(stk.InvalidArgument) as refused:
         stk.sample(field, stk.ULA(0.1), dtype=torch.float32, warmup=500, **run)
@@ -41,20 +44,67 @@ def test_what_does_not_fit_is_refused_before_the_field_is_asked(free, run, said,
 @pytest.mark.parametrize(
     ("kept", "size"),
     [
-        (Kept("all", 10, 7, 3, 3, torch.float64, CPU), 10 * (7 * 3 + 3) * 8),
-        (Kept("all", 10, 7, 5, 3, torch.float32, CPU), 10 * (7 * 5 + 3) * 4),
-        (Kept("last", 10, 1, 3, 3, torch.float32, CPU), 10 * 6 * 4),
-        (Kept("moments", 10, 7, 3, 3, torch.float32, CPU), 10 * 3 * (4 + 32)),
-        (Kept("all", 10, 7, 3, 3, torch.float32, CPU, streamed=True), 10 * 3 * 4),
+        (Kept("all", 10, 7, 3, 3, 0, torch.float64, CPU), 10 * ((7 * 3 + 3) * 8 + 24)),
+        (Kept("all", 10, 7, 5, 3, 2, torch.float32, CPU), 10 * ((7 * 7 + 3) * 4 + 24)),
+        (Kept("last", 10, 1, 3, 3, 0, torch.float32, CPU), 10 * (6 * 4 + 24)),
+        (Kept("last", 10, 1, 3, 3, 2, torch.float32, CPU), 10 * (6 * 4 + 2 * 8 + 24)),
+        (Kept("moments", 10, 7, 3, 3, 2, torch.float32, CPU), 10 * (3 * (4 + 32) + 2 * 8 + 24)),
+        (Kept("all", 10, 7, 3, 3, 2, torch.float32, CPU, streamed=True), 10 * (3 * 4 + 24)),
     ],
 )
 def test_to_the_byte(kept, size, monkeypatch):
     assert kept.bytes == size
-    monkeypatch.setattr("scoretk.run.fits.available", lambda device: size)
+    monkeypatch.setattr("scoretk.run.fits.available", lambda device, processes: size)
     check_fits(kept)
-    monkeypatch.setattr("scoretk.run.fits.available", lambda device: size - 1)
+    monkeypatch.setattr("scoretk.run.fits.available", lambda device, processes: size - 1)
     with pytest.raises(stk.InvalidArgument):
         check_fits(kept)
+
+
+@pytest.mark.parametrize("keep", ["all", "last", "moments"])
+@pytest.mark.parametrize("name", ["mala", "nuts", "parallel-tempering", "ula", "adjusted-mclmc"])
+def test_what_is_counted_is_what_draws_hold(name, keep, monkeypatch):
+    """But flags, a byte each, and what moments of the first half share, which is there in a run of four draws."""
+    counted = []
+    monkeypatch.setattr(
+        "scoretk.inference.sampling.check_fits", lambda kept, _: counted.append(kept)
+    )
+    field = stk.Energy(lambda x: x.square().sum(1) / 2, (3,))
+    draws = stk.sample(field, EXAMPLES[name], chains=8, steps=9, keep=keep, batch=4)
+    held = [value for name, value in vars(draws).items() if isinstance(value, torch.Tensor)]
+    held = [value for value in held if value is not draws.half_draws]
+    held += [value for value in draws.stats.values() if value.dtype is not torch.bool]
+    flags = "diverging" in draws.stats and keep != "all"  # as sums, numbers like any other
+    assert counted[0].bytes == sum(value.nbytes for value in held) - flags * 8 * 8
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_solvers_say_what_they_report(name):
+    """All of it, which the laws of conformance ask where a solver says anything at all."""
+    solver, noise = EXAMPLES[name], solver_laws._noise(solver_laws.FEW)
+    for field, x in solver_laws._starts(solver):
+        bound = solver_laws._bound(field, solver)
+        _, info = solver.step(bound, solver.init(bound, x, noise), noise)
+        assert {*traits(solver).reports} == info.keys() - {"status", "evaluations"}
+
+
+def test_processes_of_one_machine_share_its_memory(monkeypatch):
+    """Each keeps all: none of four may have what is free, which the limit of a process is beside."""
+    monkeypatch.setattr(memory, "_of_machine", lambda: 4000)
+    monkeypatch.setattr(memory, "_of_groups", lambda: [2000])
+    monkeypatch.setattr(memory, "_of_process", lambda: None)
+    assert [memory.available(CPU, n) for n in (1, 2, 4)] == [2000, 1000, 500]
+    monkeypatch.setattr(memory, "_of_process", lambda: 800)
+    assert [memory.available(CPU, n) for n in (1, 4)] == [800, 500]
+    field, run = stk.Energy(lambda x: x.square().sum(1) / 2, (2,)), {"chains": 16, "steps": 1}
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    stk.sample(field, stk.ULA(0.1), **run)
+    with stk.distributed(), pytest.raises(stk.InvalidArgument, match="free on cpu for each of 4"):
+        stk.sample(field, stk.ULA(0.1), **run)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
+    with stk.distributed():
+        stk.sample(field, stk.ULA(0.1), **run)
 
 
 def test_what_is_free_is_the_least_of_machine_container_and_process(tmp_path, monkeypatch):

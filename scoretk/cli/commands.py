@@ -95,8 +95,8 @@ def sample(options: argparse.Namespace) -> bool:
     import torch
 
     from scoretk.core.anatomy import to_device
+    from scoretk.core.ranks import Ranks
     from scoretk.inference.sampling import sample as draw
-    from scoretk.run.group import Ranks
     from scoretk.run.ranks import distributed
     from scoretk.run.store import Zarr
 

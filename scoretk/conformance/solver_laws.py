@@ -198,6 +198,9 @@ def counted(solver: Any) -> None:
             for name in traits(solver).varying if "evaluations" in info else ():
                 said[name] = said.get(name, 0) + int(info["evaluations"].sum())
             _compare(field, "a step", said)
+            reported, known = info.keys() - {"status", "evaluations"}, {*traits(solver).reports}
+            wrong = f"reports: {sorted(known)}, where a step reports {sorted(reported)}"
+            demand(not known or known == reported, wrong)
 
 
 def invariant(solver: Any) -> None:

@@ -67,6 +67,7 @@ from torch import Tensor, nn
 
 from scoretk.core.arguments import device as as_device
 from scoretk.core.keywords import explained
+from scoretk.core.ranks import Ranks
 from scoretk.errors import InvalidArgument
 
 __all__ = [
@@ -128,6 +129,7 @@ ATOMS: tuple[type, ...] = (
     AsyncGeneratorType,
     FrameType,
     TracebackType,
+    Ranks,
 )
 """Types without parts, `PLAIN` among them."""
 

@@ -22,12 +22,17 @@ def gigabytes(size: float) -> str:
     return f"{size / 1e9:.3g} GB" if size < 1e12 else f"{size / 1e9:,.0f} GB"
 
 
-def available(device: torch.device) -> int | None:
+def available(device: torch.device, processes: int = 1) -> int | None:
     """How many bytes can be taken on a device; None where the system does not say.
 
     On the CPU that is the least of what the machine has free (with swap), what the control groups
     of the process leave (a container's limit), and what the process's own limit on its address
     space leaves. What a cache holds counts as free.
+
+    Args:
+        device: The device.
+        processes: How many processes of the machine take as much at once: each has its part of what
+            the machine and the control groups leave. (A GPU is one process's.)
     """
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
@@ -35,8 +40,9 @@ def available(device: torch.device) -> int | None:
         return int(free + held)
     if device.type != "cpu":
         return None
-    found = [_of_machine(), *_of_groups(), _of_process()]
-    known = [n for n in found if n is not None]
+    shared = [n // processes for n in (_of_machine(), *_of_groups()) if n is not None]
+    own = _of_process()
+    known = shared if own is None else [*shared, own]
     return max(0, min(known)) if known else None
 
 

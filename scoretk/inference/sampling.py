@@ -61,11 +61,12 @@ from scoretk.run.batches import Finished, run_batches
 from scoretk.run.checkpoint import Checkpoint, tensor_digest, weights_digest
 from scoretk.run.draws import Cost, Draws
 from scoretk.run.fits import Kept, check_fits
+from scoretk.run.group import of_machine
 from scoretk.run.ranks import Share, check_team, shared_call, shares, unshared
 from scoretk.run.record import RECORDERS, Constraining, KeepAll, OfRows, Record, Recorder, Room
 from scoretk.run.resume import Saving, awaited_store
 from scoretk.run.schedule import Schedule
-from scoretk.run.store import Contents, Store, Streaming, Zarr, chains_a_chunk
+from scoretk.run.store import TRUTHS, Contents, Store, Streaming, Zarr, chains_a_chunk
 from scoretk.run.stored import stored_draws
 from scoretk.solvers import ChEES, GibbsWithGradients, ProbabilityFlow
 from scoretk.solvers.base import Solver, Steps, adapts, is_grid, traits
@@ -226,7 +227,8 @@ def sample(
         ExitStack() as ends,
     ):
         schedule = run.batch_of(_Batch(ids[:1], slice(0, 1), slice(0, 1))).schedule
-        check_fits(run.what_is_kept(schedule))  # before there is memory for every chain
+        # before there is memory for every chain
+        check_fits(run.what_is_kept(schedule), of_machine() if shares() else 1)
         batches = [run.batch_of(part) for part in parts]
         settings = run.settings(schedule)
         asked = saved is not None or shares()
@@ -382,8 +384,8 @@ class _Run:
         more = names.layout.size if isinstance(names, Derived) else 0
         draws, streamed = schedule.kept_before(schedule.total), self.streamed
         chains, place = len(self.ids), self.place
-        entries = final + more
-        return Kept(self.keep, chains, draws, entries, final, place.dtype, place.device, streamed)
+        numbers = final + more, final, len({*traits(self.solver).reports} - TRUTHS)
+        return Kept(self.keep, chains, draws, *numbers, place.dtype, place.device, streamed)
 
     def settings(self, schedule: Schedule) -> dict[str, Any]:
         """What tells one run from another.
@@ -493,7 +495,7 @@ def _parts(ids: range, batch: int, tuning: int) -> list[_Batch]:
 def _default_batch(chains: int) -> int:
     """How many chains run together where nobody says so: all, or enough batches for many ranks.
 
-    However many ranks there are, since the last bits of matrix products hang on it. A multiple of
+    However many ranks there are, since the last bits of matrix products depend on it. A multiple of
     the least, so that a store's chunks have so many chains.
     """
     return (
@@ -569,9 +571,9 @@ def _hold(paths: list[Path], share: Share, ends: ExitStack) -> None:
         job = uuid4()
         for path in paths:
             ends.enter_context(held(path, PATIENCE, job.hex))
-        share.tell("job", {"": torch.tensor(list(job.bytes))})
+        share.publish("job", {"": torch.tensor(list(job.bytes))})
     else:
-        job = UUID(bytes=bytes(share.told("job")[""].tolist()))
+        job = UUID(bytes=bytes(share.fetch("job")[""].tolist()))
         for path in paths:
             ends.enter_context(held_with_others(path, job.hex))
 
@@ -619,9 +621,9 @@ def _store(
         waits = file is not None and file.exists() and not asked.folder.exists()
         known = awaited_store(file, schedule.kept_before) if file is not None and waits else None
         store = Store(asked, contents, sizes, file, known, share.once, share.leads)
-        share.tell("store", {"id": torch.tensor(list(bytes.fromhex(store.id)))})
+        share.publish("store", {"id": torch.tensor(list(bytes.fromhex(store.id)))})
         return store
-    known = bytes(share.told("store")["id"].tolist()).hex()
+    known = bytes(share.fetch("store")["id"].tolist()).hex()
     return Store(asked, contents, sizes, file, known, share.once, share.leads)
 
 

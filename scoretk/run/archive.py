@@ -210,9 +210,9 @@ class _InFolder:
     def __enter__(self) -> _InFolder:
         if self.share.first:
             self._begin()
-            self.share.tell("manifest", {})
+            self.share.publish("manifest", {})
         else:
-            self.share.told("manifest")
+            self.share.fetch("manifest")
             self._check()
         self.saving.checkpoint.begin()
         return self

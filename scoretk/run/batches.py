@@ -16,7 +16,7 @@ from scoretk.errors import InvalidArgument, Status
 from scoretk.fields.protocols import offers
 from scoretk.fields.resolve import StaticField
 from scoretk.fields.validation import refuses
-from scoretk.run.archive import archive_of
+from scoretk.run.archive import Archive, archive_of
 from scoretk.run.batch import Batch, begin_batch
 from scoretk.run.begun import warn_of_base, warn_of_time
 from scoretk.run.drive import BLOCK_SECONDS, drive
@@ -25,7 +25,7 @@ from scoretk.run.moment import Loop, Moment, failures, outcome
 from scoretk.run.outwards import check_grows
 from scoretk.run.progress import ProgressBar
 from scoretk.run.ranks import Share
-from scoretk.run.record import Record, Told
+from scoretk.run.record import Received, Record
 from scoretk.run.resume import Saving
 from scoretk.run.slopes import check_seen, check_slopes
 from scoretk.run.state import tuned_leaves
@@ -35,7 +35,7 @@ from scoretk.solvers.base import adapts, is_grid, is_tuned
 __all__ = ["Finished", "run_batches"]
 
 SAID = 1 << 20
-"""About how many bytes of positions all ranks are told, with what the field answers there."""
+"""About how many bytes of positions are published for all ranks, with what the field answers there."""
 
 
 @dataclass
@@ -73,20 +73,20 @@ class Finished:
         }
 
     @staticmethod
-    def told(flat: Mapping[str, Tensor], batch: Batch) -> Finished:
+    def from_flat(flat: Mapping[str, Tensor], batch: Batch) -> Finished:
         """The outcome of a batch that another process has run."""
         record, tuned = (
             {name.removeprefix(kind): v for name, v in flat.items() if name.startswith(kind)}
             for kind in ("record/", "tuned/")
         )
-        told = {name: Told(value) for name, value in record.items()}
+        received = {name: Received(value) for name, value in record.items()}
         kept = batch.schedule.kept_before(batch.schedule.total)
         evaluations, restarts = flat["counts"].tolist()
         return Finished(
             flat["final"],
             flat["status"],
             flat["failed_at"],
-            batch.recorder.restored(told, kept, kept, flat["final"].device),
+            batch.recorder.restored(received, kept, kept, flat["final"].device),
             evaluations,
             restarts,
             tuned,
@@ -128,46 +128,82 @@ def run_batches(
         CheckpointError: Where the checkpoint is damaged, another run's, or cannot be written.
         InvalidArgument: Where the field answers otherwise than on another rank.
     """
-    total, lost, mine = sum(b.schedule.total for b in batches), 0, dict[int, Finished]()
-    archive, compiler = archive_of(saving, batches, solver, share), _Compiler(compiled)
-    alike = _Alike(share, batches[0].bound, solver.needs)
-    with ProgressBar(progress if share.first else False, total) as shown, archive:
+    total, mine = sum(b.schedule.total for b in batches), dict[int, Finished]()
+    with (
+        ProgressBar(progress if share.first else False, total) as shown,
+        archive_of(saving, batches, solver, share) as archive,
+    ):
+        running = _Running(
+            solver,
+            share,
+            archive,
+            shown,
+            _Compiler(compiled),
+            _Alike(share, batches[0].bound, solver.needs),
+            {"recompute": recompute, "on_failure": on_failure},
+        )
         for i in share.claims(len(batches)):
-            batch, pilot = batches[i], _Pilot.of(share, i, solver, batches[i].noise.chains.device)
-            archive.take_up(i, pilot.tuned)
-            if i not in archive.moments:
-                archive.moments[i] = _begun(solver, batch, pilot)
-                if i == 0:
-                    _look_over(batch, solver, archive.moments[i].state.x, total)
-            alike.settle(i, archive.moments[i].state.x)
-            compiler.settle(share, i, batch.bound, archive.moments[i].state.x)
-            pilot.publish(share, archive.moments[i], batch)
-            done = share.pulse(i, archive.moments[i].step, archive.moments[i].step)
-            for moment in _driven(
-                archive.moments[i],
-                Loop(solver, batch.bound, batch.noise, batch.schedule, batch.recorder),
-                compiler,
-                recompute=recompute,
-                on_failure=on_failure,
-                seconds=0.0 if share.steady else BLOCK_SECONDS,
-            ):
-                made, archive.moments[i] = moment.step - archive.moments[i].step, moment
-                done = share.pulse(i, moment.step, made)
-                pilot.publish(share, moment, batch)
-                shown.update(done, lost + moment.failed)
-                if archive.due():
-                    archive.save(i)
-            mine[i] = _finish(archive.moments[i], batch, is_tuned(solver))
-            lost += failures(mine[i].status)
-            archive.moments[i] = replace(archive.moments[i], record=mine[i].record)
-            batch.noise.forget()
-            archive.over(i)
+            mine[i] = running.run_one(i, batches[i], total)
         outcomes = {i: (f if i == 0 else replace(f, tuned={})).flat() for i, f in mine.items()}
         told = share.collected(outcomes, len(batches), batches[0].noise.chains.device)
         return [
-            mine[i] if i in mine else Finished.told(outcome, batch)
+            mine[i] if i in mine else Finished.from_flat(outcome, batch)
             for i, (outcome, batch) in enumerate(zip(told, batches, strict=True))
         ]
+
+
+@dataclass
+class _Running:
+    """What the batches of a run that this process makes have in common.
+
+    Args:
+        solver: The solver.
+        share: This process's share of the run.
+        archive: Where the run is saved, with the moment of each batch.
+        shown: The progress line.
+        compiler: Whether steps are compiled.
+        alike: Whether the field is that of the other ranks.
+        settings: `recompute` and `on_failure`, as in `drive`.
+        lost: How many chains have failed in the batches that are over.
+    """
+
+    solver: Any
+    share: Share
+    archive: Archive
+    shown: ProgressBar
+    compiler: _Compiler
+    alike: _Alike
+    settings: dict[str, Any]
+    lost: int = 0
+
+    def run_one(self, i: int, batch: Batch, steps: int) -> Finished:
+        """Run batch i to its end, in a run of so many steps in all."""
+        share, archive, moments = self.share, self.archive, self.archive.moments
+        pilot = _Pilot.of(share, i, self.solver, batch.noise.chains.device)
+        archive.take_up(i, pilot.tuned)
+        if i not in moments:
+            moments[i] = _begun(self.solver, batch, pilot)
+            if i == 0:
+                _look_over(batch, self.solver, moments[i].state.x, steps)
+        self.alike.settle(i, moments[i].state.x)
+        self.compiler.settle(share, i, batch.bound, moments[i].state.x)
+        pilot.publish(share, moments[i], batch)
+        share.pulse(i, moments[i].step, moments[i].step)
+        loop = Loop(self.solver, batch.bound, batch.noise, batch.schedule, batch.recorder)
+        seconds = 0.0 if share.steady else BLOCK_SECONDS
+        for moment in _driven(moments[i], loop, self.compiler, seconds=seconds, **self.settings):
+            made, moments[i] = moment.step - moments[i].step, moment
+            done = share.pulse(i, moment.step, made)
+            pilot.publish(share, moment, batch)
+            self.shown.update(done, self.lost + moment.failed)
+            if archive.due():
+                archive.save(i)
+        finished = _finish(moments[i], batch, is_tuned(self.solver))
+        self.lost += failures(finished.status)
+        moments[i] = replace(moments[i], record=finished.record)
+        batch.noise.forget()
+        archive.over(i)
+        return finished
 
 
 @dataclass
@@ -191,16 +227,15 @@ class _Pilot:
             return _Pilot()
         if i == 0:
             return _Pilot(asked=True)
-        told = dict(share.told("pilot"))
-        failed = bool(told.pop(""))
-        tuned = {n: v if v.device.type == "cpu" else v.to(place) for n, v in told.items()}
+        tuned = dict(share.fetch("pilot", place))
+        failed = bool(tuned.pop(""))
         return _Pilot(tuned, failed)
 
     def publish(self, share: Share, moment: Moment, batch: Batch) -> None:
         """Tell the other batches what this one has tuned, once its warmup is over."""
         if self.asked and moment.step >= batch.schedule.warmup:
             failed = (moment.failed_at == 0).all()
-            share.tell("pilot", {"": failed, **tuned_leaves(moment.state)})
+            share.publish("pilot", {"": failed, **tuned_leaves(moment.state)})
             self.asked = False
 
 
@@ -224,7 +259,7 @@ def _look_over(batch: Batch, solver: Any, x: Tensor, steps: int) -> None:
 class _Alike:
     """Whether the field is the same on every rank, by what it answers where the first batch begins.
 
-    No walk over a field sees all that it hangs on: an environment variable, a file, what a library has.
+    No walk over a field sees all that it depends on: an environment variable, a file, what a library has.
 
     Args:
         share: This process's share of the run.
@@ -252,11 +287,11 @@ class _Alike:
                 once = witness(self.bound, self.needs, x, most)
                 alike = contradiction(self.bound, self.needs, once) is None
                 said = once if alike else {}  # of one that has other answers each time, nothing
-            self.share.tell("answers", said)
+            self.share.publish("answers", said)
             return
-        said = dict(self.share.told("answers"))
+        said = dict(self.share.fetch("answers", x.device))
         if other := contradiction(self.bound, self.needs, said, "the start of the first batch"):
-            hint = "It hangs on more than it is made of: an environment variable, a file, a library's state"
+            hint = "It depends on more than it is made of: an environment variable, a file, a library's state"
             raise InvalidArgument(
                 "distributed",
                 "another field here than where the first batch runs",
@@ -277,9 +312,9 @@ class _Compiler:
             return
         if i == 0:
             self.used = _compilable(bound, x)
-            share.tell("compiled", {"": torch.tensor(self.used)})
+            share.publish("compiled", {"": torch.tensor(self.used)})
         else:
-            self.used = bool(share.told("compiled")[""])
+            self.used = bool(share.fetch("compiled")[""])
 
 
 def _compilable(bound: Any, x: Tensor) -> bool:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from itertools import count
 from typing import Any
@@ -15,26 +15,41 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scoretk.core.ranks import Ranks
 from scoretk.core.warned import warn
-from scoretk.errors import RankFailure
+from scoretk.errors import InvalidArgument, RankFailure
 
 __all__ = [
     "TIMEOUT",
     "Form",
-    "Ranks",
     "broadcast",
     "carrier",
+    "check_apart",
     "dist",
     "forms",
     "gathered",
+    "is_lost",
     "joined",
+    "kind_on",
+    "of_machine",
 ]
 
 TIMEOUT = 600.0
-"""Seconds without a word after which a rank is said to hang."""
+"""Seconds without a heartbeat after which a rank is said to hang."""
 
 STARTED = ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 """Variables in which what starts processes says how many there are: torchrun, srun, Open MPI, MPICH."""
+
+PLACES = (
+    (None, "LOCAL_RANK", "LOCAL_WORLD_SIZE"),
+    ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE"),
+    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"),
+    ("MPI_RANKID", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
+)
+"""Variables in which what starts processes says the rank that it means (None where that is ours), the
+number among those of the machine, and how many these are: torchrun, srun, Open MPI, MPICH.
+"""
+VISIBLE = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
 
 _ENTERED = count()
 _STORES: dict[tuple[object, ...], Any] = {}
@@ -42,25 +57,9 @@ _STORES: dict[tuple[object, ...], Any] = {}
 ask one that another rank is about to close.
 """
 dist: Any = torch.distributed
-"""What it has hangs on how torch was built, and most of that is not typed."""
+"""What it has depends on how torch was built, and most of that is not typed."""
 Form = tuple[str, list[int], str]
 """The dtype, the shape and the kind of device of a tensor."""
-
-
-@dataclass(frozen=True)
-class Ranks:
-    """Where a process stands among those of its job.
-
-    Args:
-        rank: Its number, from 0.
-        world_size: How many there are.
-        device: The device that is its own: `cuda:LOCAL_RANK` where there is a GPU for each process
-            of the machine, else the CPU.
-    """
-
-    rank: int = 0
-    world_size: int = 1
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
 
 @contextmanager
@@ -78,15 +77,17 @@ def joined(timeout: float = TIMEOUT) -> Iterator[tuple[Ranks, Any]]:
         place = dist.get_rank(), dist.get_world_size()
         with _meeting(*place, timeout):
             number = _number(found, *place, timeout)
-        yield Ranks(*place, _device()), dist.PrefixStore(f"scoretk/{number}", found)
-        _leave()
+        device = _chosen_device() or _device(*place)
+        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+            yield Ranks(*place, device), dist.PrefixStore(f"scoretk/{number}", found)
+            _leave()
         return
     if not {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
         _warn_of_others()
         store = dist.HashStore() if dist.is_available() else None
         yield Ranks(), store
         return
-    device = _device()
+    device = _device(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
     if device.type == "cuda":
         torch.cuda.set_device(device)
     store, rank, world_size = _met(device, timeout)
@@ -113,8 +114,16 @@ def _leave() -> None:
     """Wait for the others: one may keep the store that they ask, and gloo may abort without its peer."""
     try:
         gathered(b"")
-    except RuntimeError as error:  # of the backends
+    except RuntimeError as error:
+        if not is_lost(error):
+            raise
         raise RankFailure(f"another process has ended before the others: {error}") from error
+
+
+def is_lost(error: BaseException) -> bool:
+    """Whether torch.distributed says that another process is gone; gloo does in a plain error."""
+    gloo = type(error) is RuntimeError and "gloo/" in str(error)
+    return gloo or isinstance(error, dist.DistError)
 
 
 def _met(device: torch.device, timeout: float) -> tuple[Any, int, int]:
@@ -159,7 +168,7 @@ def _number(store: Any, rank: int, world_size: int, timeout: float) -> str:
     """A number of this job alone, the same on its ranks.
 
     `torchrun --max-restarts` starts processes anew beside the store of those that died, in which
-    all words of these are still found. So each process greets by a number of its own, drawn by
+    all that these have said is still found. So each process greets by a number of its own, drawn by
     chance; the first one answers whoever greets it, until as many have had an answer as there are.
 
     Raises:
@@ -189,13 +198,79 @@ def _number(store: Any, rank: int, world_size: int, timeout: float) -> str:
     return own
 
 
-def _device() -> torch.device:
-    """The device of this process: a GPU of its own where there are as many as processes."""
-    number = int(os.environ.get("LOCAL_RANK", os.environ.get("RANK", "0")))
-    count = int(os.environ.get("LOCAL_WORLD_SIZE", number + 1))
-    if max(count, number + 1) <= torch.cuda.device_count():
+def _place(rank: int) -> tuple[int, int] | None:
+    """This process's number among those of its machine, and how many these are; None if nobody says so."""
+    for meant, number, size in PLACES:
+        said = os.environ.get(number, ""), os.environ.get(size, "")
+        if (meant is None or os.environ.get(meant) == str(rank)) and said[0].isdecimal():
+            # of srun "2(x3),1", for each machine: the most, so that all of them do the same
+            sizes = [int(n) for n in re.findall(r"(\d+)(?:\(x\d+\))?", said[1])]
+            return int(said[0]), max(*sizes, int(said[0]) + 1, 1)
+    return None
+
+
+def of_machine() -> int:
+    """How many processes of this machine are started together with this one, as far as it is known."""
+    found = _place(int(os.environ.get("RANK", "0")))
+    return 1 if found is None else found[1]
+
+
+def _chosen_device() -> torch.device | None:
+    """The device that is said to be this process's, for its group or as the current one."""
+    bound: torch.device | None = dist.distributed_c10d._get_default_group().bound_device_id
+    if bound is None and torch.cuda.is_available() and (chosen := torch.cuda.current_device()):
+        return torch.device("cuda", chosen)  # the first one is so where nobody has said anything
+    return bound
+
+
+def _device(rank: int, world_size: int) -> torch.device:
+    """The device of this process: a GPU of its own where there are as many as processes.
+
+    Warns where that is not known, and the CPU is taken.
+    """
+    gpus, found = torch.cuda.device_count(), _place(rank)
+    number, size = found or (rank, world_size)  # wherever they are, where all fit on one machine
+    if size <= gpus:
         return torch.device("cuda", number)
+    visible = {name: os.environ[name] for name in VISIBLE if name in os.environ}
+    if gpus == 1 and visible:  # a GPU a process
+        return torch.device("cuda", 0)
+    if gpus and found is None:
+        warn(
+            f"there are {gpus} GPUs and {world_size} processes, of which nobody says how many are on this "
+            f"machine: the device of rank {rank} is the CPU. Start them by torchrun, or set LOCAL_RANK "
+            f"and LOCAL_WORLD_SIZE"
+        )
     return torch.device("cpu")
+
+
+def check_apart(ranks: Ranks, store: Any) -> None:
+    """Refuse one GPU for two ranks that would send each other messages by NCCL.
+
+    Args:
+        ranks: Where this process stands.
+        store: What all of them read and write.
+
+    Raises:
+        InvalidArgument: Another rank has the GPU of this one.
+    """
+    if ranks.device.type != "cuda" or "nccl" not in dist.get_backend_config():
+        return
+    name = f"rank on GPU {torch.cuda.get_device_properties(ranks.device).uuid}"
+    other = store.compare_set(name, "", str(ranks.rank)).decode()
+    if other != str(ranks.rank):
+        raise InvalidArgument(
+            "distributed",
+            f"one GPU for ranks {other} and {ranks.rank}",
+            "a GPU for each process, or none",
+            "Start fewer processes, show each its own by CUDA_VISIBLE_DEVICES, or none at all, by "
+            "CUDA_VISIBLE_DEVICES=''",
+        )
+
+
+def kind_on(kind: str, place: torch.device) -> torch.device:
+    """The device of a kind that is this process's own, whose state is at a place."""
+    return place if place.type == kind else torch.device(kind)
 
 
 def forms(tensors: Mapping[str, Tensor]) -> dict[str, Form]:
@@ -210,8 +285,7 @@ def broadcast(value: Tensor | None, form: Form, source: int, place: torch.device
     """A tensor that the rank `source` has, on all ranks, as bytes, which every backend takes."""
     dtype, shape, kind = form
     if value is None:
-        there = place if place.type == kind else torch.device(kind)
-        value = torch.empty(shape, dtype=getattr(torch, dtype), device=there)
+        value = torch.empty(shape, dtype=getattr(torch, dtype), device=kind_on(kind, place))
     message = value.detach().contiguous()
     if message.numel():
         carried = message.reshape(-1).view(torch.uint8).to(carrier(message.device))

@@ -13,7 +13,7 @@ from typing import Any
 from scoretk.errors import RankFailure
 from scoretk.run.group import dist
 
-__all__ = ["Answering", "Line", "is_lost", "lost", "packed", "unpacked"]
+__all__ = ["Answering", "StoreThread", "lost", "packed", "unpacked"]
 
 RAISED = "It was raised on rank"
 STILL = 10.0
@@ -24,7 +24,7 @@ PARTS = 4
 """Of a wait, so that a process that is stopped itself, for however long, loses one of them and not all."""
 
 
-class Line:
+class StoreThread:
     """Asks a store in a thread of its own, so that its silence is an error and no wait without end.
 
     A process that is stopped, or a machine that is gone, leaves its connections open.
@@ -36,7 +36,7 @@ class Line:
     def __init__(self, timeout: float) -> None:
         self.timeout, self._dead = timeout, False
         self._questions = SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None]()
-        threading.Thread(target=self._serve, name="scoretk-store-line", daemon=True).start()
+        threading.Thread(target=self._serve, name="scoretk-store", daemon=True).start()
 
     def _serve(self) -> None:
         while (asked := self._questions.get()) is not None:
@@ -67,41 +67,35 @@ class Line:
 
 
 class Answering:
-    """A store, asked on a line where there is one.
+    """A store, asked in a thread where there is one.
 
     Args:
         store: The store.
-        line: The line.
+        thread: The thread.
     """
 
-    def __init__(self, store: Any, line: Line | None) -> None:
-        self._store, self._line = store, line
+    def __init__(self, store: Any, thread: StoreThread | None) -> None:
+        self._store, self._thread = store, thread
 
     def __getattr__(self, name: str) -> Any:
         own = getattr(self._store, name)
-        return own if self._line is None else partial(self._line.ask, own)
+        return own if self._thread is None else partial(self._thread.ask, own)
 
 
-def is_lost(error: BaseException) -> bool:
-    """Whether it is torch.distributed's word that another process is gone; gloo's is a plain one."""
-    gloo = type(error) is RuntimeError and "gloo/transport" in str(error)
-    return gloo or isinstance(error, dist.DistError)
-
-
-def lost(error: BaseException, stood: float = 0.0) -> RankFailure:
-    """That word, as an error of this package.
+def lost(error: BaseException, silence: float = 0.0) -> RankFailure:
+    """An error of torch.distributed that says that another process is gone, as one of this package.
 
     Args:
-        error: What torch.distributed says.
-        stood: The seconds since this process itself has last said a word.
+        error: The error, of which `is_lost`.
+        silence: The seconds since this process's own last heartbeat.
     """
     found = RankFailure(
         f"another process, or the store that torchrun or rank 0 keeps, cannot be reached: {error}"
     )
     for note in _notes(error):
         found.add_note(note)
-    if stood > STILL:
-        found.add_note(f"This process itself had said nothing for {stood:.0f} s before that.")
+    if silence > STILL:
+        found.add_note(f"This process itself had no heartbeat for {silence:.0f} s before that.")
     return found
 
 

@@ -2,15 +2,14 @@
 
 Inside `distributed` every rank makes the same calls. The unit of work is the batch: ranks claim the
 numbers of batches from the store of the process group, an atomic addition each, so that what a
-batch is hangs on `batch=` and on nothing else, and a slow rank claims fewer. What warmup has tuned
+batch is depends on `batch=` and on nothing else, and a slow rank claims fewer. What warmup has tuned
 goes through the store; what became of the batches is broadcast when all are over, so that every
 rank returns what one process would have.
 
 Ranks that hold one model together (`model_group`: FSDP, tensor parallel) are a *team*. Its first
 rank, the leader, claims for all of them, and they make the same steps.
 
-Nobody waits blindly. A rank that waits, as one that works, looks whether another rank has failed,
-and then raises the same error; and whether the next rank in the ring still moves, and else names it.
+While ranks work or wait they say so, and look for the others (`scoretk.run.heartbeat`).
 """
 
 from __future__ import annotations
@@ -29,28 +28,33 @@ from torch import Tensor, nn
 
 from scoretk.core.arguments import positive
 from scoretk.core.identity import Identity, differences
+from scoretk.core.ranks import Ranks
 from scoretk.core.sealed import from_bytes, to_bytes
 from scoretk.errors import InvalidArgument, RankFailure, ScoretkError
-from scoretk.run.group import TIMEOUT, Ranks, broadcast, dist, forms, gathered, joined
-from scoretk.run.messages import Answering, Line, is_lost, lost, packed, unpacked
+from scoretk.run.group import (
+    TIMEOUT,
+    broadcast,
+    check_apart,
+    dist,
+    forms,
+    gathered,
+    is_lost,
+    joined,
+    kind_on,
+)
+from scoretk.run.heartbeat import BEGIN, END, Heartbeat
+from scoretk.run.messages import Answering, StoreThread, lost, packed, unpacked
 from scoretk.run.teams import agree_on_team, lies_on, team_of
 
 __all__ = ["Alone", "Share", "check_team", "distributed", "shared_call", "shares", "unshared"]
-
-PULSE = 1.0
-"""Seconds between two words of a rank: a thousand of them send three thousand messages a second, of
-some tens of thousands that one store answers.
-"""
-LOOK = 0.2
-"""The most seconds between two looks of a rank that waits."""
 
 FAREWELL = 3.0
 """The most seconds that a rank with an error waits for the others to end with it: those that start
 processes end all that are left when the first one fails.
 """
 PART = 4 << 20
-"""The most bytes that go through the store at once: it closes the line of who sends more than 8 MiB."""
-BEGIN, END = "begin", "end"
+"""The most bytes that go through the store at once: it closes the connection of who sends more than 8 MiB."""
+CPU = torch.device("cpu")
 
 Outcome = Mapping[str, Tensor]
 
@@ -67,14 +71,14 @@ class _Job:
         calls: Counts the calls that were shared, alike on every rank.
         changed: Names of parts of fields that calls have changed on any rank, such as a counter.
         known: The errors of calls that all ranks know of.
-        line: Asks the store; None in a process by itself, whose store is its own.
+        thread: Asks the store; None in a process by itself, whose store is its own.
     """
 
     ranks: Ranks
     team: tuple[int, ...]
     store: Any
     timeout: float
-    line: Line | None = None
+    thread: StoreThread | None = None
     calls: Iterator[int] = field(default_factory=count)
     changed: set[str] = field(default_factory=set)
     known: list[BaseException] = field(default_factory=list)
@@ -99,7 +103,7 @@ def distributed(model_group: Any = None, timeout: float = TIMEOUT) -> Iterator[R
         model_group: The ranks that hold this rank's copy of the model together, a process group or
             a one-dimensional `DeviceMesh`: for networks that one device does not hold (FSDP, tensor
             parallel). None where each rank has a model of its own.
-        timeout: The seconds after which a rank without a word is named, and the job ends. A step,
+        timeout: The seconds after which a rank without a heartbeat is named, and the job ends. A step,
             and whatever a rank does alone between two calls, has to be shorter.
 
     Yields:
@@ -122,20 +126,22 @@ def distributed(model_group: Any = None, timeout: float = TIMEOUT) -> Iterator[R
     with joined(timeout) as (ranks, store):
         if store is None:
             raise ScoretkError("this build of torch has no torch.distributed")
-        line = Line(timeout) if ranks.world_size > 1 else None
-        job = _Job(ranks, team_of(model_group, ranks.rank), store, timeout, line)
-        begin, end = (_Shared(job, name) for name in (BEGIN, END))  # a wait each: words of its own
+        thread = StoreThread(timeout) if ranks.world_size > 1 else None
+        job = _Job(ranks, team_of(model_group, ranks.rank), store, timeout, thread)
+        begin, end = (_Shared(job, name) for name in (BEGIN, END))  # a wait each: own heartbeats
         token = _JOB.set(job)
         try:
             with end.failing_together():
-                agree_on_team(job.team, Answering(store, line), ranks)
+                asked = Answering(store, thread)
+                check_apart(ranks, asked)
+                agree_on_team(job.team, asked, ranks)
                 begin.meet("with its team")  # within its first step none hears of a refusal
                 yield ranks
                 end.meet("at the end")
         finally:
             _JOB.reset(token)
-            if line is not None:
-                line.close()
+            if thread is not None:
+                thread.close()
 
 
 def check_team(parts: Iterable[Any]) -> None:
@@ -191,9 +197,9 @@ class Share(Protocol):
 
     def claims(self, batches: int) -> Iterator[int]: ...
 
-    def tell(self, name: str, tensors: Outcome) -> None: ...
+    def publish(self, name: str, tensors: Outcome) -> None: ...
 
-    def told(self, name: str) -> Outcome: ...
+    def fetch(self, name: str, place: torch.device = CPU) -> Outcome: ...
 
     def pulse(self, batch: int, step: int, made: int) -> int: ...
 
@@ -214,19 +220,25 @@ class Alone:
     alone, first, leads, steady = True, True, True, False
 
     def __init__(self) -> None:
-        self._made, self._said = 0, dict[str, Outcome]()
+        self._made, self._published = 0, dict[str, Outcome]()
 
     def claims(self, batches: int) -> Iterator[int]:
         """The numbers of the batches to run, in order."""
         return iter(range(batches))
 
-    def tell(self, name: str, tensors: Outcome) -> None:
-        """Say something to those who ask for it by its name."""
-        self._said[name] = tensors
+    def publish(self, name: str, tensors: Outcome) -> None:
+        """Give tensors to those who ask for them by this name."""
+        self._published[name] = tensors
 
-    def told(self, name: str) -> Outcome:
-        """What was said under a name."""
-        return self._said[name]
+    def fetch(self, name: str, place: torch.device = CPU) -> Outcome:
+        """What was published under a name; waits for it.
+
+        Args:
+            name: The name.
+            place: The device of this process's state; what is on the CPU where it was published
+                stays there.
+        """
+        return self._published[name]
 
     def pulse(self, batch: int, step: int, made: int) -> int:
         """Say that `made` steps were made, in a batch that is now after `step`.
@@ -301,19 +313,18 @@ class _Shared:
         self.rank, self.world_size = job.ranks.rank, job.ranks.world_size
         self.alone, self.first = False, self.rank == 0
         self.leads, self.steady = self.rank == job.team[0], len(job.team) > 1
-        self.store, self.everyones = (
-            Answering(store, job.line) for store in (dist.PrefixStore(call, job.store), job.store)
+        self.store = Answering(dist.PrefixStore(call, job.store), job.thread)
+        of_all = Answering(job.store, job.thread)
+        self.heartbeat = Heartbeat(
+            (self.store, of_all), job.ranks, call, job.timeout, known=job.known
         )
-        self._said, self._turns, self._words = dict[str, Outcome](), count(), count()
-        self._made, self._due = 0, 0.0
-        self._watched: tuple[bytes, float, float] | None = None  # the word, since when, last look
+        self._published, self._turns, self._made = dict[str, Outcome](), count(), 0
         self.identity: Identity | None = None
 
     def check(self, settings: Mapping[str, Any], identity: Identity) -> None:
         """Refuse a call that is not the one that the first rank to come here makes."""
         self.identity, summary = identity, identity.summary(self.job.changed)
-        self.everyones.set(f"call of {self.rank}", self.call)
-        self._look("the start of the call")
+        self.heartbeat.begin()
         ours = json.dumps([self.rank, settings, summary])
         rank, theirs, made_of = json.loads(self.store.compare_set("call", "", ours))
         _, here, summary = json.loads(ours)
@@ -333,26 +344,27 @@ class _Shared:
 
     def claims(self, batches: int) -> Iterator[int]:
         while (i := self.agreed_on(lambda: self.store.add("claims", 1) - 1)) < batches:
-            self._look(f"the start of batch {i}")
+            self.heartbeat.beat(f"the start of batch {i}")
             yield i
 
-    def tell(self, name: str, tensors: Outcome) -> None:
-        self._said[name] = tensors
+    def publish(self, name: str, tensors: Outcome) -> None:
+        self._published[name] = tensors
         if self.leads:
             placed = {f"{value.device.type}/{n}": value for n, value in tensors.items()}
-            self._set_in_parts(f"said/{name}", to_bytes(placed))
+            self._set_in_parts(f"published/{name}", to_bytes(placed))
 
-    def told(self, name: str) -> Outcome:
-        if name not in self._said:
-            placed = from_bytes(self._got_in_parts(f"said/{name}"))
+    def fetch(self, name: str, place: torch.device = CPU) -> Outcome:
+        if name not in self._published:
+            placed = from_bytes(self._got_in_parts(f"published/{name}"))
             parts = {n: n.partition("/") for n in placed}
-            self._said[name] = {parts[n][2]: v.to(parts[n][0]) for n, v in placed.items()}
-        return self._said[name]
+            self._published[name] = {
+                parts[n][2]: value.to(kind_on(parts[n][0], place)) for n, value in placed.items()
+            }
+        return self._published[name]
 
     def pulse(self, batch: int, step: int, made: int) -> int:
         self._made += made
-        if time.monotonic() >= self._due:
-            self._look(f"step {step} of batch {batch}")
+        self.heartbeat.beat_if_due(f"step {step} of batch {batch}")
         return self._made
 
     def agreed(self, value: Any) -> Any:
@@ -381,7 +393,7 @@ class _Shared:
     ) -> Iterator[Outcome]:
         if self.leads:
             self.store.add("over", len(mine))
-        self._until(lambda: self.store.add("over", 0) >= batches, "for the other batches")
+        self.heartbeat.until(lambda: self.store.add("over", 0) >= batches, "for the other batches")
         self.meet("with all batches")
         if self.world_size == 1:
             return (mine[i] for i in range(batches))
@@ -402,13 +414,17 @@ class _Shared:
                     name: broadcast(mine.get(i, {}).get(name), kind, rank, place)
                     for name, kind in form.items()
                 }
-        except RuntimeError as error:  # of the backends
+        except RuntimeError as error:
+            if not is_lost(error):  # such as too little memory for the draws
+                raise
             raise RankFailure(f"the ranks cannot send each other their draws: {error}") from error
 
     def meet(self, where: str) -> None:
         """Wait until every rank is here."""
         self.store.add(where, 1)
-        self._until(lambda: self.store.add(where, 0) >= self.world_size, f"for all to be {where}")
+        self.heartbeat.until(
+            lambda: self.store.add(where, 0) >= self.world_size, f"for all to be {where}"
+        )
 
     @contextmanager
     def failing_together(self) -> Iterator[None]:
@@ -416,7 +432,7 @@ class _Shared:
         try:
             yield
         except BaseException as error:
-            own = lost(error, self._stood()) if is_lost(error) else error
+            own = lost(error, self.heartbeat.silence()) if is_lost(error) else error
             try:
                 first = self._first(own)
             except dist.DistError:  # nobody can be told any more
@@ -439,16 +455,12 @@ class _Shared:
         waits = (first is error and not known) or (self.rank == 0 and self.call == END)
         over = time.monotonic() + (FAREWELL if waits else 0.0)
         while self.store.add("ended", 0) < self.world_size and time.monotonic() < over:
-            time.sleep(LOOK / 4)
+            time.sleep(FAREWELL / 60)
         self.job.known.append(first)
         return error if known else first
 
-    def _stood(self) -> float:
-        """The seconds since this rank itself last looked about."""
-        return 0.0 if self._watched is None else time.monotonic() - self._watched[2]
-
     def _waited_for(self, name: str) -> bytes:
-        self._until(lambda: self.store.check([name]), f"for {name}")
+        self.heartbeat.until(lambda: self.store.check([name]), f"for {name}")
         found: bytes = self.store.get(name)
         return found
 
@@ -462,64 +474,3 @@ class _Shared:
     def _got_in_parts(self, name: str) -> bytes:
         parts = range(int(self._waited_for(name)))
         return b"".join(self.store.get(f"{name}/{i}") for i in parts)
-
-    def _until(self, holds: Callable[[], bool], what: str) -> None:
-        """Wait, and look about meanwhile.
-
-        Raises:
-            RankFailure: The next rank has ended or hangs.
-            DistError: The store is gone.
-            BaseException: What another rank has raised.
-        """
-        pause = 1e-3
-        while not holds():
-            if time.monotonic() >= self._due:
-                self._look(f"waiting {what}")
-            time.sleep(pause)
-            pause = min(2 * pause, LOOK)
-
-    def _look(self, word: str) -> None:
-        """Say what this rank does, see whether another has failed, and whether the next still moves."""
-        now = time.monotonic()
-        self._due = now + min(PULSE, self.job.timeout / 4)
-        self.store.set(f"word {self.rank}", f"{word}, word {next(self._words)}")
-        for store, error in ((self.store, "error"), (self.everyones, f"{END}/error")):
-            if store.check([error]):
-                self.job.known.append(unpacked(store.get(error), self.rank))
-                raise self.job.known[-1]
-        self._watch((self.rank + 1) % self.world_size, now)
-
-    def _watch(self, other: int, now: float) -> None:
-        """Name the next rank in the ring where it has said nothing for too long.
-
-        Each watches one other, so that words are read as often as they are written. Who has not
-        looked for that long, as it was stopped itself (Ctrl-Z, SIGSTOP), begins to count anew.
-        """
-        name = f"word {other}"
-        word = self.store.get(name) if self.store.check([name]) else b""
-        before, since, looked = self._watched or (None, now, now)
-        if word != before or now - looked > self.job.timeout:
-            since = now
-        self._watched = word, since, now
-        if other != self.rank and now - since > self.job.timeout:
-            last = word.decode().rpartition(",")[0]
-            where = f"its last word was: {last}" if last else self._absent(other)
-            raise RankFailure(
-                f"rank {other} of {self.world_size} has said nothing for {self.job.timeout:g} s; "
-                f"{where}. It hangs or has ended. Where a step takes so long, give "
-                f"scoretk.distributed a longer timeout="
-            )
-
-    def _absent(self, other: int) -> str:
-        """Where a rank is that has not come here."""
-        name = f"call of {other}"
-        last = self.everyones.get(name).decode() if self.everyones.check([name]) else BEGIN
-        return (
-            f"it has not come to {_called(self.call)}, and came to {_called(last)} last. All ranks make "
-            f"the same calls"
-        )
-
-
-def _called(call: str) -> str:
-    """What a call is called in messages."""
-    return f"the {call}" if call in (BEGIN, END) else f"call {int(call) + 1} of the context"

@@ -28,10 +28,10 @@ __all__ = [
     "KeepLast",
     "KeepMoments",
     "OfRows",
+    "Received",
     "Record",
     "Recorder",
     "Room",
-    "Told",
 ]
 
 Stats = dict[str, Tensor]
@@ -85,7 +85,7 @@ class Recorder(Protocol):
     def filled(self, record: Record, count: int) -> Record: ...
 
     def restored(
-        self, saved: Mapping[str, Stored | Told], count: int, total: int, device: torch.device
+        self, saved: Mapping[str, Stored | Received], count: int, total: int, device: torch.device
     ) -> Record: ...
 
     def position(self, x: Tensor) -> Tensor: ...
@@ -100,7 +100,7 @@ class Recorder(Protocol):
 
 
 @dataclass(frozen=True)
-class Told:
+class Received:
     """A tensor that another process has told, as `Stored` is one in a file.
 
     Args:
@@ -189,7 +189,7 @@ class _OneByOne:
         """As `flushed`, when the batch is over: what became of each chain is known."""
 
     def restored(
-        self, saved: Mapping[str, Stored | Told], count: int, total: int, device: torch.device
+        self, saved: Mapping[str, Stored | Received], count: int, total: int, device: torch.device
     ) -> Record:
         """A record of `count` draws that was saved, ready for those that follow.
 
@@ -288,7 +288,7 @@ class KeepAll(_OneByOne):
         )
 
     def restored(
-        self, saved: Mapping[str, Stored | Told], count: int, total: int, device: torch.device
+        self, saved: Mapping[str, Stored | Received], count: int, total: int, device: torch.device
     ) -> Record:
         """As `Recorder.restored`: draws are read to where the run has room for all."""
         if not count:
@@ -352,7 +352,7 @@ class KeepMoments(_OneByOne):
         return Record(found, _summed(record.stats, stats, own), own=not halves)
 
     def restored(
-        self, saved: Mapping[str, Stored | Told], count: int, total: int, device: torch.device
+        self, saved: Mapping[str, Stored | Received], count: int, total: int, device: torch.device
     ) -> Record:
         """As `Recorder.restored`; a run that is extended to twice its length is at its half now."""
         record = super().restored(saved, count, total, device)
@@ -398,7 +398,7 @@ class Constraining(_OneByOne):
         return self.inner.filled(record, count)
 
     def restored(
-        self, saved: Mapping[str, Stored | Told], count: int, total: int, device: torch.device
+        self, saved: Mapping[str, Stored | Received], count: int, total: int, device: torch.device
     ) -> Record:
         return self.inner.restored(saved, count, total, device)
 
@@ -438,7 +438,7 @@ class OfRows(_OneByOne):
         return self.inner.filled(record, count)
 
     def restored(
-        self, saved: Mapping[str, Stored | Told], count: int, total: int, device: torch.device
+        self, saved: Mapping[str, Stored | Received], count: int, total: int, device: torch.device
     ) -> Record:
         return self.inner.restored(saved, count, total, device)
 

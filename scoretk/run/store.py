@@ -40,7 +40,7 @@ from scoretk.core.inferencedata import ARVIZ_NAMES
 from scoretk.core.sealed import Stored, from_bytes, to_bytes
 from scoretk.errors import InvalidArgument, OutputExists, StoreError
 from scoretk.fields.layout import Layout
-from scoretk.run.record import Record, Stats, Told
+from scoretk.run.record import Received, Record, Stats
 
 __all__ = [
     "LEAST_BLOCK",
@@ -880,7 +880,7 @@ class Streaming:
         return Record()
 
     def restored(
-        self, saved: Mapping[str, Stored | Told], count: int, total: int, device: torch.device
+        self, saved: Mapping[str, Stored | Received], count: int, total: int, device: torch.device
     ) -> Record:
         """The ring as it was after `count` draws, from what the store has of its last chunk.
 

@@ -8,8 +8,9 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel as DDP
 
+from scoretk.core.ranks import Ranks
 from scoretk.errors import InvalidArgument
-from scoretk.run.group import Ranks, dist
+from scoretk.run.group import dist
 
 __all__ = ["agree_on_team", "lies_on", "team_of"]
 

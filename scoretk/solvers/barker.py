@@ -74,6 +74,7 @@ class Barker(StepTuned):
     temperature: float = 1.0
     accept: float = 0.57
 
+    reports: ClassVar[tuple[str, ...]] = ("accept", "energy")
     needs: ClassVar[frozenset[str]] = frozenset({"energy", "score"})
     timed: ClassVar[bool | None] = False
     capturable: ClassVar[bool] = True

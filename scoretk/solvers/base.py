@@ -171,6 +171,9 @@ class Traits:
     Args:
         varying: The kinds of evaluations that `info["evaluations"]` counts, each as often; by
             default the first of `needs` in alphabetical order.
+        reports: The names of its statistics, all that is in `info` but "status" and "evaluations":
+            whether a run fits into memory is asked before its first step. Of a solver that says
+            nothing they are not counted.
         exact: Whether a step leaves the target's law as it is. Only such kernels run inside other
             solvers.
         temperature: T of the law `p^(1/T)` that the chains end with.
@@ -196,6 +199,7 @@ class Traits:
     """
 
     varying: tuple[str, ...]
+    reports: tuple[str, ...] = ()
     exact: bool = True
     temperature: float = 1.0
     island: int = 1

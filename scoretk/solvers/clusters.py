@@ -72,6 +72,7 @@ class SwendsenWang:
     many there were.
     """
 
+    reports: ClassVar[tuple[str, ...]] = ("accept", "energy", "clusters")
     needs: ClassVar[frozenset[str]] = frozenset({"couplings", "energy", "states"})
     timed: ClassVar[bool | None] = False
     capturable: ClassVar[bool] = False  # how many rounds find the clusters shows as they are found

@@ -149,6 +149,7 @@ class GibbsWithGradients:
 
     temperature: float = 1.0
 
+    reports: ClassVar[tuple[str, ...]] = ("accept", "energy")
     needs: ClassVar[frozenset[str]] = frozenset({"energy", "score", "states"})
     timed: ClassVar[bool | None] = False
     capturable: ClassVar[bool] = True
@@ -250,6 +251,11 @@ class DiscreteLangevin(StepTuned):
     def exact(self) -> bool:
         """Whether it leaves its target as it is."""
         return self.adjusted
+
+    @property
+    def reports(self) -> tuple[str, ...]:
+        """The names of its statistics."""
+        return ("accept", "energy") if self.adjusted else ("energy",)
 
     def __post_init__(self) -> None:
         flags(self, "adjusted")

@@ -225,6 +225,7 @@ class HMC(Stepping):
     metric: str = "diagonal"
     accept: float = 0.8
 
+    reports: ClassVar[tuple[str, ...]] = ("accept", "energy", "hamiltonian", "diverging")
     capturable: ClassVar[bool] = True
     as_data: ClassVar[tuple[str, ...]] = ("step_size", "jitter", "accept")
 
@@ -297,6 +298,13 @@ class ChEES(Hamiltonian):
     learning_rate: float = 0.025
     most: int = 1000
 
+    reports: ClassVar[tuple[str, ...]] = (
+        "accept",
+        "energy",
+        "hamiltonian",
+        "diverging",
+        "leapfrogs",
+    )
     capturable: ClassVar[bool] = False
     as_data: ClassVar[tuple[str, ...]] = ("step_size", "length", "accept", "learning_rate", "most")
     step_cost: ClassVar[Mapping[str, int]] = {"energy": 1}

@@ -356,6 +356,7 @@ class Annealing(ABC):
     moves: int = 1
     ladder: Ladder | None = None
 
+    reports: ClassVar[tuple[str, ...]] = ("log_weight", "accept", "ancestor")
     timed: ClassVar[bool | None] = False
     capturable: ClassVar[bool] = False
 

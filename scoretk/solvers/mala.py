@@ -50,6 +50,7 @@ class MALA(StepTuned):
     temperature: float = 1.0
     accept: float = 0.574
 
+    reports: ClassVar[tuple[str, ...]] = ("accept", "energy")
     needs: ClassVar[frozenset[str]] = frozenset({"energy", "score"})
     timed: ClassVar[bool | None] = False
     capturable: ClassVar[bool] = True

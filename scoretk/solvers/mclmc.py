@@ -320,6 +320,7 @@ class MCLMC(_Isokinetic):
     energy_variance: float = 5e-4
 
     exact: ClassVar[bool] = False
+    reports: ClassVar[tuple[str, ...]] = ("energy", "energy_error")
     capturable: ClassVar[bool] = True
     as_data: ClassVar[tuple[str, ...]] = ("step_size", "length", "metric", "energy_variance")
 
@@ -426,6 +427,7 @@ class AdjustedMCLMC(_Isokinetic):
     _: KW_ONLY
     most: int = 1000
 
+    reports: ClassVar[tuple[str, ...]] = ("accept", "energy", "diverging")
     as_data: ClassVar[tuple[str, ...]] = (
         "step_size",
         "length",

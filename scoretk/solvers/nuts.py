@@ -262,6 +262,14 @@ class NUTS(Stepping):
     _: KW_ONLY
     max_depth: int = 10
 
+    reports: ClassVar[tuple[str, ...]] = (
+        "accept",
+        "energy",
+        "hamiltonian",
+        "diverging",
+        "leapfrogs",
+        "depth",
+    )
     capturable: ClassVar[bool] = False
     step_cost: ClassVar[dict[str, int]] = {}
     varying: ClassVar[tuple[str, ...]] = ("energy", "score")

@@ -56,6 +56,7 @@ class PreconditionedLangevin(Hamiltonian):
     accept: float = 0.574
     adjusted: bool = True
 
+    reports: ClassVar[tuple[str, ...]] = ("accept", "energy", "hamiltonian", "diverging")
     capturable: ClassVar[bool] = True
     as_data: ClassVar[tuple[str, ...]] = ("step_size", "accept")
     step_cost: ClassVar[Mapping[str, int]] = {"energy": 1, "score": 1}

@@ -193,6 +193,7 @@ class ParallelTempering(Tunable):
     temperatures: tuple[float, ...] | None = None
     kernel_steps: int = 1
 
+    reports: ClassVar[tuple[str, ...]] = ("accept", "energy", "swap", "round_trips")
     timed: ClassVar[bool | None] = False
     capturable: ClassVar[bool] = False
 

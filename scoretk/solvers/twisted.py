@@ -109,6 +109,7 @@ class TwistedSMC:
     island: int = 64
     threshold: float = 0.5
 
+    reports: ClassVar[tuple[str, ...]] = ("log_weight", "ancestor", "measurement")
     needs: ClassVar[frozenset[str]] = frozenset({"denoise"})
     timed: ClassVar[bool | None] = True
     capturable: ClassVar[bool] = False

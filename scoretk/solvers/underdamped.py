@@ -149,6 +149,7 @@ class GHMC(StepTuned):
     friction: float = 1.0
     accept: float = 0.9
 
+    reports: ClassVar[tuple[str, ...]] = ("accept", "energy", "hamiltonian")
     needs: ClassVar[frozenset[str]] = frozenset({"energy", "score"})
     timed: ClassVar[bool | None] = False
     capturable: ClassVar[bool] = True

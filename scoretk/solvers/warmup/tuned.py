@@ -290,6 +290,11 @@ class Tuned:
         return traits(self.solver).varying
 
     @property
+    def reports(self) -> tuple[str, ...]:
+        """The names of the solver's statistics."""
+        return traits(self.solver).reports
+
+    @property
     def capturable(self) -> bool:
         """Whether the solver's step can be compiled or captured."""
         return self.solver.capturable
