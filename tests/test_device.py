@@ -17,6 +17,7 @@ from torch.distributions import Independent, Normal
 
 import scoretk as stk
 from scoretk.core import noise as core_noise
+from scoretk.core.identity import Identity
 from scoretk.core.rows import across
 from scoretk.fields.resolve import StaticField
 from scoretk.learn import (
@@ -956,6 +957,16 @@ def test_weights_that_have_not_changed_are_looked_at_with_one_wait(device):
         assert ledger.waits.total() == 1
         weights[7].data.mul_(2)
         assert weights_digest(weights) != known
+
+
+def test_what_a_field_is_made_of_is_looked_at_with_one_wait(device):
+    with device.on() as ledger:
+        weights = [torch.full((3,), float(k), device=device.name) for k in range(10)]
+        field = stk.Energy(lambda x: (x + sum(weights)).sum(1), (3,))
+        known = Identity(field=field).summary()
+        ledger.clear()
+        assert Identity(field=field).summary() == known
+        assert ledger.waits.total() == 1
 
 
 def streamed(device, folder, *, keep, steps, chunk=16, checkpoint=None):

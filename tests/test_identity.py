@@ -22,8 +22,9 @@ import torch
 
 import scoretk as stk
 from scoretk.core import anatomy, identity
-from scoretk.core.identity import Identity
+from scoretk.core.identity import Identity, tensor_value
 from scoretk.run import resume as runs
+from scoretk.run.checkpoint import weights_digest
 from tests.processes import environment
 
 ROOT = Path(__file__).parent.parent
@@ -986,6 +987,48 @@ def test_a_checkpoint_is_taken_up_whatever_order_a_process_has_sets_in(tmp_path)
             check=True,
             timeout=120,
         )
+
+
+def test_ranks_are_no_part_of_a_field():
+    """Each has its own, and asks it for its device; what else a field makes of it, its answers show."""
+
+    def made(ranks):
+        return Identity(field=lambda x: x.to(ranks.device).square().sum(1)).summary()
+
+    here, there = stk.Ranks(0, 2), stk.Ranks(1, 2, torch.device("cuda", 1))
+    assert made(here) == made(there)
+    assert made(here) != made("cpu")
+
+
+def test_weights_are_read_once(monkeypatch):
+    """And again when they have changed: in place, by way of `.data`, or of memory that numpy has too."""
+    read = []
+    monkeypatch.setattr(identity, "tensor_value", lambda t: read.append(len(t)) or tensor_value(t))
+    weights = [torch.zeros(1 << 14), torch.zeros(1 << 15, dtype=torch.int32)]
+    field = stk.Energy(lambda x: (x + weights[0].sum() + weights[1].sum()).sum(1), (3,))
+
+    def made():
+        read.clear()
+        return Identity(field=field).summary()["digest"]
+
+    seen = {made()}
+    assert sorted(read) == [1 << 14, 1 << 15]
+    assert made() in seen
+    assert weights_digest(weights) == weights_digest(weights)
+    assert read == []
+    for change in (
+        lambda: weights[0].add_(1),
+        lambda: weights[0].data.mul_(2),
+        lambda: weights[1].numpy().__setitem__(7, 1),
+        lambda: weights[0].detach()[:2].copy_(torch.tensor([5.0, 6.0])),
+        lambda: weights[0].data[:2].copy_(torch.tensor([6.0, 5.0])),
+    ):
+        change()
+        seen.add(made())
+        assert len(read) == 1
+    assert len(seen) == 6
+    weights[0] = torch.full((1 << 14,), 3.0)
+    assert made() not in seen
 
 
 def test_the_number_of_a_device_is_no_part_of_a_field():

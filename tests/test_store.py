@@ -26,6 +26,8 @@ from scoretk.run import store as streaming
 from scoretk.run.record import Record
 from scoretk.run.store import Store, Streaming, chains_a_chunk
 from scoretk.run.stored import Lazy
+from scoretk.solvers import EXAMPLES
+from scoretk.solvers.base import is_grid
 
 pytest.importorskip("zarr")
 xarray = pytest.importorskip("xarray")
@@ -45,6 +47,15 @@ HMC, RUN = stk.HMC(leapfrogs=3), {"chains": 10, "steps": 45, "warmup": 20, "seed
 def drawn(path=None, field=NAMED, solver=HMC, draws=16, **changes):
     keep = {} if path is None else {"keep": stk.Zarr(path, draws=draws)}
     return stk.sample(field, solver, **(RUN | keep | changes))
+
+
+def alike(stats, others):
+    """That statistics have the names, shapes, dtypes and values of others."""
+    assert stats.keys() == others.keys()
+    for name, value in others.items():
+        found = stats[name]
+        assert (found.shape, found.dtype) == (value.shape, value.dtype), name
+        assert torch.equal(found[:], value), name
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +92,38 @@ class TestTheSameDraws:
         for name, value in here.variables.items():
             assert torch.equal(value, there[name])
             assert value.shape == there[name].shape
+
+    @pytest.mark.parametrize("keep", ["all", "last"])
+    @pytest.mark.parametrize(
+        ("field", "name"),
+        [
+            *((NAMED, name) for name in ("mala", "nuts", "parallel-tempering", "ais")),
+            ("ising", "swendsen-wang"),
+            (stk.Velocity(lambda x, t: -x, (2,)), "probability-flow"),
+        ],
+    )
+    def test_statistics_are_those_of_memory(self, field, name, keep, tmp_path):
+        """Names, shapes, dtypes and values, of what `sample` returns, of what is loaded, of some chains, of parts joined."""
+        solver = EXAMPLES[name]
+        run = {"batch": 4} | ({} if is_grid(solver) else {"steps": 6})
+
+        def made(path=None, chains=8):
+            kept = keep if path is None else stk.Zarr(tmp_path / path, keep=keep, draws=4)
+            return stk.sample(field, solver, chains=chains, keep=kept, **run)
+
+        here, there = made(), made("whole")
+        parts = [made(f"{i}", range(4 * i, 4 * i + 4)) for i in (0, 1)]
+        joined = stk.concatenate(parts[::-1])
+        assert here.stats or name == "probability-flow"
+        for draws in (there, stk.Draws.load(tmp_path / "whole"), joined, there.in_memory()):
+            alike(draws.stats, here.stats)
+            alike(draws[[5, 2]].stats, here[[5, 2]].stats)
+        assert str(there.summary()) == str(here.summary())
+        ours, theirs = (draws.to_arviz()["sample_stats"] for draws in (here, there))
+        for kind in here.stats:
+            at = streaming.stored_name(kind)
+            assert ours[at].dims == theirs[at].dims == ("chain", "draw")
+            assert np.array_equal(ours[at].values, theirs[at].values)
 
     def test_of_a_grid_its_last_point_or_the_way_to_it(self, tmp_path):
         flow = stk.Velocity(lambda x, t: -x, (2,))

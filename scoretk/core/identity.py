@@ -20,7 +20,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import sys
 from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -30,8 +29,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from scoretk.core.anatomy import MANY, PLAIN, ModuleView, Part, is_array, is_known, key_of, parts
+from scoretk.core.marks import marks, whole_tensor
 
 __all__ = [
     "Identity",
@@ -41,7 +42,7 @@ __all__ = [
     "numbers_as_bytes",
     "stable_text",
     "tensor_value",
-    "whole_tensor",
+    "tensor_values",
 ]
 
 SHOWN = 60
@@ -71,6 +72,9 @@ _WRITTEN = (
 )
 """Objects that are what their repr says."""
 
+_KNOWN: Any = WeakTensorKeyDictionary()
+"""What tensors are in words, each with a mark of what it was then."""
+
 _PACKAGE = __name__.partition(".")[0]
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 _STRINGS = re.compile(r"\{('[^'{}]*'(?:, '[^'{}]*')+)\}")
@@ -98,7 +102,12 @@ class Identity:
     def __init__(self, **things: Any) -> None:
         self._things = things
         found = _found(things)
-        self.values = {way: _value(item) for way, item in found}
+        tensors = [item for _, item in found if isinstance(item, Tensor)]
+        known = dict(zip(map(id, tensors), tensor_values(tensors), strict=True))
+        self.values = {
+            way: known[id(item)] if isinstance(item, Tensor) else _value(item)
+            for way, item in found
+        }
         self._marks = {way: _mark(item) for way, item in found}
 
     def changing(self) -> list[str]:
@@ -382,6 +391,19 @@ def _of_foreign(item: Any) -> str:
         return f"array {item.dtype} {tuple(item.shape)} without numbers that can be read"
 
 
+def tensor_values(tensors: list[Tensor]) -> list[str]:
+    """`tensor_value` of each. Large ones are read as a whole once, and again when they have changed."""
+    found = []
+    for tensor, mark in zip(tensors, marks(tensors), strict=True):
+        known = None if mark is None else _KNOWN.get(tensor)
+        if known is None or known[0] != mark:
+            known = mark, tensor_value(tensor)
+            if mark is not None:
+                _KNOWN[tensor] = known
+        found.append(known[1])
+    return found
+
+
 def tensor_value(tensor: Tensor) -> str:
     """The dtype, shape and digest of a tensor, and its numbers where they are few."""
     # A nested tensor has no shape, or one that counts tensors; its rows' lengths are among its
@@ -435,18 +457,6 @@ def _strided(tensor: Tensor) -> list[Tensor]:
 def _bytes(tensor: Tensor) -> bytes:
     plain = tensor.to("cpu").resolve_conj().resolve_neg()
     return f"{plain.dtype}{tuple(plain.shape)}".encode() + numbers_as_bytes(plain)
-
-
-def whole_tensor(x: Tensor) -> Tensor:
-    """A tensor; of one in parts on several processes (FSDP, tensor parallel) the whole.
-
-    All of them have to ask for it.
-    """
-    spread = sys.modules.get("torch.distributed.tensor")  # where it is not there, none is
-    if spread is None or not isinstance(x, spread.DTensor):
-        return x
-    whole: Tensor = x.full_tensor()
-    return whole
 
 
 def numbers_as_bytes(x: Tensor) -> bytes:

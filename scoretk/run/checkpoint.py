@@ -16,13 +16,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from scoretk.core.arguments import positive
 from scoretk.core.files import as_path, file_to_write
-from scoretk.core.identity import numbers_as_bytes, tensor_value, whole_tensor
+from scoretk.core.identity import numbers_as_bytes, tensor_values
 from scoretk.core.sealed import Stored, Unreadable, open_sealed, read_sealed, write_sealed
 from scoretk.errors import CheckpointError
 
@@ -44,9 +42,6 @@ ADVICE = "It is left untouched: move it away or name another path to start afres
 
 MANIFEST = "manifest.safetensors"
 """The file of a folder that is a checkpoint, beside one a batch (`run.archive`)."""
-
-_KNOWN: Any = WeakTensorKeyDictionary()
-"""Digests of weights, each with a mark of what the tensor was then."""
 
 
 @dataclass
@@ -125,86 +120,8 @@ def tensor_digest(tensors: dict[str, Tensor]) -> str:
 
 
 def weights_digest(weights: Iterable[Tensor]) -> str:
-    """The SHA-256 of tensors that live long, such as a model's weights.
-
-    Each is read as a whole once, and again when it has changed.
-    """
-    digest, tensors = hashlib.sha256(), list(weights)
-    for tensor, mark in zip(tensors, _marks(tensors), strict=True):
-        if mark is None:
-            digest.update(tensor_value(tensor).encode())
-            continue
-        known = _KNOWN.get(tensor)
-        if known is None or known[0] != mark:
-            known = _KNOWN[tensor] = (mark, tensor_digest({"": tensor}))
-        digest.update(known[1].encode())
-    return digest.hexdigest()
-
-
-def _marks(tensors: list[Tensor]) -> list[Any]:
-    """Marks of tensors, each of which differs when its tensor has changed.
-
-    None where torch does not count its changes, or it has no address or no sum. A device is waited
-    for once, however many tensors are there.
-    """
-    sums = [_sum(tensor) for tensor in tensors]
-    totals, devices = dict[int, int](), {s.device for s in sums if s is not None}
-    for device in devices:
-        here = [(i, s) for i, s in enumerate(sums) if s is not None and s.device == device]
-        read = torch.stack([s for _, s in here]).tolist()
-        totals |= {i: total for (i, _), total in zip(here, read, strict=True)}
-    return [
-        (tensor._version, tensor.data_ptr(), totals[i]) if i in totals else None
-        for i, tensor in enumerate(tensors)
-    ]
-
-
-INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-"""What numbers of so many bytes are read as, bit by bit."""
-COLUMNS = 1024
-ALONG, ACROSS, REST = 0x9E3779B97F4A7C1, 0xC2B2AE3D27D4EB5, 0x85EBCA77C2B2AE3
-"""Odd numbers without a pattern, by which places are weighed."""
-
-
-def _sum(tensor: Tensor) -> Tensor | None:
-    """A sum that sees what torch's counter does not, changes by way of `.data`; None where there is none.
-
-    Of the bits of all numbers as integers modulo 2^64, weighed by their places: unlike a sum of
-    floats it is exact, and two numbers that change places change it.
-    """
-    if (
-        tensor.is_inference()
-        or tensor.is_meta
-        or tensor.is_nested
-        or tensor.is_complex()
-        or tensor.layout is not torch.strided
-    ):
-        return None
-    try:
-        return _weighed(whole_tensor(tensor.detach()))
-    except (RuntimeError, NotImplementedError):  # such as for packed numbers
-        return None
-
-
-def _weighed(x: Tensor) -> Tensor:
-    """The weighed sum, large tensors eight bytes at a time, so that it costs about what reading them does."""
-    bits = x.reshape(-1).view(INTEGERS[x.element_size()])
-    row = COLUMNS * 8 // x.element_size()
-    cut = bits.numel() // row * row
-    if cut and x.storage_offset() * x.element_size() % 8 == 0:
-        rows = bits[:cut].view(torch.int64).reshape(-1, COLUMNS)
-        whole = _by_place(rows.sum(0), ACROSS, 1) + _by_place(rows.sum(1), ALONG, 2)
-        return whole + _by_place(bits[cut:], REST, 1)
-    return _by_place(bits, REST, 1)
-
-
-def _by_place(values: Tensor, weight: int, first: int) -> Tensor:
-    """Odd places where `first` is odd, and even ones, so that the weight of each number is odd in the end.
-
-    An odd number times a change is no multiple of 2^64: the sign of a number, its highest bit, counts.
-    """
-    places = torch.arange(first, first + 2 * len(values), 2, device=values.device)
-    return (places * weight * values).sum()
+    """The SHA-256 of tensors that live long, such as a model's weights."""
+    return hashlib.sha256("\n".join(tensor_values(list(weights))).encode()).hexdigest()
 
 
 def write(

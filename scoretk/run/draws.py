@@ -296,7 +296,9 @@ class Draws:
         """
         x = self._kept("ArviZ needs the draws themselves")
         layout = self.layout
-        stats = {n: _numpy(v) for n, v in self.stats.items() if v.ndim == 2}
+        # where the last draw alone was kept, averages are of that one
+        ours = {n: v[:, None] if v.ndim == 1 else v for n, v in self.stats.items()}
+        stats = {n: _numpy(v) for n, v in ours.items() if v.shape == x.shape[:2]}
         if "energy" in stats:
             stats["lp"] = -stats.pop("energy")
         stats = {ARVIZ_NAMES.get(name, name): value for name, value in stats.items()}

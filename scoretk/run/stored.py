@@ -401,7 +401,7 @@ def _box(key: Any, size: int) -> tuple[slice, Any] | None:
 class StoredDraws(Draws):
     """The outcome of `sample(keep=scoretk.Zarr(path))`: draws that are read when they are asked for.
 
-    `x`, variables and statistics are `Lazy`; all else is as in `Draws`.
+    `x`, variables and statistics of each draw are `Lazy`; all else is as in `Draws`.
 
     Args:
         store: The folder of the store; None where they are in several, which were joined.
@@ -426,8 +426,11 @@ class StoredDraws(Draws):
     def _chosen(self, rows: Any) -> Draws:
         own: Any = {n: getattr(self, n)[rows] for n in ("final", "status", "failed_at", "chains")}
         own |= {name: getattr(self, name).chosen(rows) for name in ("x", "values")}
-        stats: Any = self.stats
-        return replace(self, stats={n: value.chosen(rows) for n, value in stats.items()}, **own)
+        stats: Any = {
+            name: value.chosen(rows) if isinstance(value, Lazy) else value[rows]
+            for name, value in self.stats.items()
+        }
+        return replace(self, stats=stats, **own)
 
     @staticmethod
     def joined(parts: Sequence[StoredDraws], order: Tensor, **rest: Any) -> StoredDraws:
@@ -442,12 +445,13 @@ class StoredDraws(Draws):
         x = chained([_lazy(part.x) for part in parts], at)
         same = all(part.values.arrays == _lazy(part.x).arrays for part in parts)
         values = x if same else chained([part.values for part in parts], at)
-        stats: Any = {
-            name: chained([_lazy(part.stats[name]) for part in parts], at)
-            for name in parts[0].stats
-        }
-        lazy: Any = x
-        return StoredDraws(x=lazy, values=values, stats=stats, **rest)
+        stats: Any = {}
+        for name, first in parts[0].stats.items():
+            every: Any = [part.stats[name] for part in parts]
+            lazy = isinstance(first, Lazy)
+            stats[name] = chained(every, at) if lazy else torch.cat(every)[order]
+        whole: Any = x
+        return StoredDraws(x=whole, values=values, stats=stats, **rest)
 
     def in_memory(self) -> Draws:
         """The same draws in memory, as `sample` with keep="all" gives them.
@@ -457,11 +461,10 @@ class StoredDraws(Draws):
         """
         own = {f.name: getattr(self, f.name) for f in fields(Draws)}
         x: Any = own["x"]
-        stats: Any = self.stats
         derived = self.layout is not None and self.values.arrays != x.arrays
         own |= {
             "x": x.load(),
-            "stats": {name: value.load() for name, value in stats.items()},
+            "stats": {name: _loaded(value) for name, value in self.stats.items()},
             "named": self.values.load() if derived else None,
         }
         return Draws(**own)
@@ -500,7 +503,10 @@ class StoredDraws(Draws):
         values, rows = self.values, count("most", most, least=1)
         chains, draws = _judged(values)
         part = values.read(chains, draws)
-        stats: Any = {name: value[chains, draws] for name, value in self.stats.items()}
+        stats: Any = {
+            name: value[chains, draws] if isinstance(value, Lazy) else value[chains]
+            for name, value in self.stats.items()
+        }
         solver = str(self.provenance.get("solver", ""))
         exact = self.provenance.get("exact_ends") is True
         labels = entry_names(values.event) if self.layout is None else self.layout.labels
@@ -607,7 +613,10 @@ def _draws_in(
     for name in statistics:
         array = arrays[f"sample_stats/{stored_name(name)}"]
         reported = partial(as_reported, name)
-        stats[name] = Lazy((array,), chains, tuple(array.shape[2:]), reported)
+        of_each = Lazy((array,), chains, tuple(array.shape[2:]), reported)
+        # the average over the one draw that was kept, as in memory
+        last = rest["provenance"]["keep"].startswith("last")
+        stats[name] = of_each.load()[:, 0].double() if last else of_each
     lazy: Any = x
     return StoredDraws(
         x=lazy, stats=stats, layout=layout, store=folder, values=values or lazy, **rest
