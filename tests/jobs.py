@@ -355,7 +355,7 @@ class Odd(Exception):
 def errors(folder):
     """Errors of one rank, and that the ranks go on together after each."""
     found = {}
-    with stk.distributed():
+    with stk.distributed() as where:
         for name, error in (
             ("value", ValueError("no such value")),
             ("odd", Odd(1, 2)),
@@ -377,6 +377,8 @@ def errors(folder):
             found[name] = raised(
                 lambda f=field: stk.sample(f, stk.MALA(0.1), CHAINS, 4, batch=BATCH)
             )
+        own = stk.Energy(lambda x: bumpy(x.to(where.device)), (3,))
+        found["its ranks"] = raised(lambda: stk.sample(own, stk.ULA(0.1), CHAINS, 4, batch=BATCH))
         field, saved = fails_on(1, ValueError("no such value")), folder / "fails"
         found["saved"] = raised(
             lambda: stk.sample(field, stk.ULA(0.1), CHAINS, 4, batch=BATCH, checkpoint=saved)

@@ -20,7 +20,8 @@ import torch
 
 import scoretk as stk
 from scoretk.errors import RankFailure
-from scoretk.run import group, heartbeat, messages
+from scoretk.run import batches, group, heartbeat, messages
+from scoretk.run import ranks as processes
 from tests import accelerator, jobs
 from tests.processes import environment
 
@@ -347,6 +348,11 @@ def test_errors_keep_their_text_on_the_way(error):
     assert (type(again), str(again)) == (type(error), str(error))
 
 
+def test_a_field_may_name_its_ranks(found):
+    """As for their device: it is another number on each, and the same field."""
+    assert [found["errors"][n]["its ranks"] for n in (0, 1)] == [None, None]
+
+
 def test_the_ranks_go_on_after_an_error(found):
     assert [found["errors"][n]["after"] for n in (0, 1)] == [found["one process"]["moments"]] * 2
 
@@ -646,6 +652,59 @@ class TestTheDeviceOfARank:
             with group.joined() as (ranks, _):
                 assert within == [str(ranks.device)] == [f"cuda:{device}"]
         assert within == []
+
+    def test_what_was_published_comes_to_the_rank_s_own(self, monkeypatch):
+        """And not to the current one, the first where nobody has said otherwise."""
+        job = processes._Job(stk.Ranks(1, 2), (1,), torch.distributed.HashStore(), 10.0)
+        other, own = processes._Shared(job, "0"), processes._Shared(job, "0")
+        tensors = {"scale": torch.ones(3), "": torch.tensor(True)}
+        other.publish("pilot", tensors)
+        fetched = own.fetch("pilot", torch.device("cuda", 3))
+        assert {name: str(value.device) for name, value in fetched.items()} == {
+            "scale": "cpu",
+            "": "cpu",
+        }
+        of_a_gpu = SimpleNamespace(to=str)
+        monkeypatch.setattr(
+            processes, "from_bytes", lambda _: {"cuda/scale": of_a_gpu, "cpu/": of_a_gpu}
+        )
+        fetched = processes._Shared(job, "0").fetch("pilot", torch.device("cuda", 3))
+        assert fetched == {"scale": "cuda:3", "": "cpu"}
+
+    def test_a_batch_asks_for_it_where_its_chains_are(self):
+        asked, place = {}, torch.device("meta")
+
+        def fetch(name, at=None):
+            asked[name] = at
+            return {"": torch.tensor(False), "step_size": torch.tensor(0.1)}
+
+        share = SimpleNamespace(alone=False, fetch=fetch)
+        batches._Pilot.of(share, 1, stk.MALA(), place)
+        share.fetch = lambda name, at=None: asked.update({name: at}) or {}
+        batches._Alike(share, None, frozenset()).settle(1, torch.empty(2, 3, device=place))
+        assert asked == {"pilot": place, "answers": place}
+
+    @pytest.mark.parametrize(
+        ("error", "lost"),
+        [
+            (RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator"), False),
+            (torch.OutOfMemoryError("CUDA out of memory"), False),
+            (RuntimeError("[../gloo/transport/tcp/pair.cc:534] Connection closed by peer"), True),
+            (torch.distributed.DistBackendError("NCCL error"), True),
+        ],
+    )
+    def test_a_lack_of_memory_is_no_rank_that_is_gone(self, error, lost, monkeypatch):
+        def broadcast(*_):
+            raise error
+
+        monkeypatch.setattr(processes, "broadcast", broadcast)
+        monkeypatch.setattr(processes, "gathered", lambda content: [content])
+        job = processes._Job(stk.Ranks(0, 2), (0,), torch.distributed.HashStore(), 10.0)
+        share = processes._Shared(job, "0")
+        with pytest.raises(RankFailure if lost else type(error)) as raised:
+            list(share._exchanged({0: {"x": torch.ones(2)}}, 1, torch.device("cpu")))
+        assert (raised.value is error) is not lost
+        assert group.is_lost(error) is lost
 
     def test_two_ranks_with_one_gpu_are_told(self, monkeypatch):
         """NCCL would end the job when the draws are there, in words of its own."""
