@@ -5,10 +5,12 @@ tuned, cost and provenance, to the bit, at any number of ranks and after any kil
 """
 
 import contextlib
+import itertools
 import pickle
 import re
 import subprocess
 import sys
+import threading
 from concurrent import futures
 from importlib.util import find_spec
 from pathlib import Path
@@ -1020,6 +1022,28 @@ print("the same")
 def test_an_array_of_jobs(found):
     """The page's recipe for SLURM."""
     assert np.array_equal(found["array"], sampled(None, batch=10).x)
+
+
+def test_who_comes_after_one_that_died_is_answered(monkeypatch):
+    """torchrun keeps its store when it starts processes anew: a greeting of a dead one is there, and answered first."""
+    store = torch.distributed.HashStore()
+    monkeypatch.setattr(group, "_ENTERED", itertools.repeat(0))
+    store.set("scoretk/greeting 0 of 1", "of one that died")
+    answered, wait = [], store.check
+
+    def check(names):
+        there = wait(names)
+        if answered.append(names) or len(answered) == 3:  # rank 0 has answered the dead one by now
+            begun.set()
+        return there
+
+    begun, numbers = threading.Event(), {}
+    asked = SimpleNamespace(check=check, get=store.get, set=store.set, add=store.add)
+    with futures.ThreadPoolExecutor(2) as pool:
+        numbers[0] = pool.submit(group._number, asked, 0, 2, 5.0)
+        assert begun.wait(5.0)
+        numbers[1] = pool.submit(group._number, store, 1, 2, 5.0)
+        assert numbers[0].result() == numbers[1].result()
 
 
 def test_a_rank_hangs_where_its_heartbeat_has_been_the_same_for_too_long():

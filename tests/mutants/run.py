@@ -4,7 +4,7 @@ Each mutant of the list (`listed.py`) is put into a copy of the package, and the
 The test that killed it is run once on the copy without it as well: where it fails there too, it says nothing, and the others go
 on without it. A mutant whose tests do not end in time, or with which the package cannot be imported, is killed as well.
 
-    python -m tests.mutants.run [first] [fresh] [third] [fourth] [fifth] [sixth] [seventh] [--only TEXT] [--afresh] [--laws]
+    python -m tests.mutants.run [ROUND ...] [--only TEXT] [--afresh] [--laws]
 
 goes through those that are not known to be killed (all, with `--afresh`), under all tests that cover their files (under those
 of `tests/laws` alone, which takes seconds, with `--laws`), remembers each outcome in `known.json`, and writes
