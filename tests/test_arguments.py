@@ -343,6 +343,11 @@ ENDS = {
         [0.0, 0.999],
         [1.0, -1e-9],
     ),
+    "spread of step sizes": (
+        lambda v: stk.AdjustedMCLMC(0.1, spread=v),
+        [1.0, 30.0],
+        [0.999, float("inf")],
+    ),
     "accept": (lambda v: stk.ChEES(accept=v), [1e-3, 0.999], [0.0, 1.0]),
     "accept of a step": (lambda v: stk.MALA(accept=v), [1e-3, 0.999], [0.0, 1.0]),
     "accept of trajectories": (lambda v: stk.AdjustedMCLMC(accept=v), [1e-3, 0.999], [0.0, 1.0]),

@@ -200,6 +200,13 @@ def test_posteriors_are_what_torch_says_of_their_laws(law, folder):
     assert torch.allclose(off, off.mean().expand(6), rtol=0, atol=1e-9)
 
 
+def test_the_score_of_answers_is_that_of_their_energy(folder):
+    field = gym.item_response(folder).field
+    u = (normals(6, *field.event_shape, seed=2) / 2).requires_grad_()  # more than one part of rows
+    (slope,) = torch.autograd.grad(field.energy(u).sum(), u)
+    torch.testing.assert_close(field.score(u.detach()), -slope, rtol=0, atol=1e-10)
+
+
 def test_a_volatility_of_another_filter_would_be_found(folder, monkeypatch):
     monkeypatch.setattr(recursion, "pad", lambda h, by: torch.nn.functional.pad(h, by).roll(1, 1))
     field = gym.volatility(folder).field
@@ -387,6 +394,22 @@ def test_no_block_has_the_noise_of_another(monkeypatch):
     assert len(set(seeds)) == len(seeds) >= 3
 
 
+def test_steps_after_warmup_are_compiled_where_the_plan_says_so(monkeypatch):
+    asked = []
+
+    def spied(*arguments, compile=False, **others):
+        asked.append((arguments[4], compile))
+        return stk.sample(*arguments, **others)
+
+    monkeypatch.setattr(low_error, "sample", spied)
+    for compiled in (False, True):
+        asked.clear()
+        plan = Plan(chains=4, warmup=20, budget=150, compile=compiled)
+        gradients_to_low_error(NORMAL, stk.HMC(leapfrogs=1, metric="none"), plan)
+        assert asked[0] == (20, False)
+        assert set(asked[1:]) == {(0, compiled)}
+
+
 def test_a_target_without_moments_is_refused():
     with pytest.raises(stk.InvalidArgument, match="moments"):
         gradients_to_low_error(Target("none", NORMAL.field), stk.ULA(0.1), Plan())
@@ -460,6 +483,20 @@ def test_peers_have_rows_of_the_targets_that_they_know(monkeypatch):
         assert found == [*tables.SOLVERS, *(peers.PEERS if target == "banana" else ())]
     with pytest.raises(stk.InvalidArgument, match="ill-conditioned"):
         peers.begun("numpyro-nuts", "rosenbrock", 36, Plan())
+
+
+def test_long_rows_are_compiled_where_steps_can_be_captured(monkeypatch):
+    def compiled(target, solver):
+        plans = []
+        monkeypatch.setattr(
+            tables, "gradients_to_low_error", lambda *made: plans.append(made[2]) or reached()
+        )
+        list(tables.low_error(tables.Asked(targets=(target,), solvers=(solver,))))
+        return [plan.compile for plan in plans]
+
+    assert compiled("funnel-20", "mclmc") == [True]
+    assert compiled("funnel-20", "nuts") == [False]
+    assert compiled("banana", "mclmc") == [False]
 
 
 @pytest.mark.slow

@@ -46,6 +46,8 @@ __all__ = ["brownian", "german_credit", "item_response", "volatility"]
 Arrays = dict[str, NDArray[Any]]
 LOG_SCALES = (-14.0, 8.0, 221)
 """The grid of both scales of the Brownian motion: least, greatest, how many."""
+ROWS = 4
+"""How many chains' answers are looked at together."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,9 +184,33 @@ class ItemResponse:
         mean, questions = u[:, :1], u[:, 1 : 1 + asked.shape[1]]
         students = u[:, 1 + asked.shape[1] :] + mean
         prior = (mean - 0.75).square().sum(1) / 2 + u[:, 1:].square().sum(1) / 2
-        logits = students[:, :, None] - questions[:, None]
         told = students @ right.sum(1) - questions @ right.sum(0)
-        return prior + (softplus(logits) * asked).sum((1, 2)) - told
+        answers = [
+            (softplus(a[:, :, None] - b[:, None]) * asked).sum((1, 2))
+            for a, b in _parts(students, questions)
+        ]
+        return prior + torch.cat(answers) - told
+
+    def score(self, u: Tensor) -> Tensor:
+        """The score, like u: answers given beside those expected."""
+        asked, right = constant_like(self.asked, u), constant_like(self.right, u)
+        mean, questions = u[:, :1], u[:, 1 : 1 + asked.shape[1]]
+        students = u[:, 1 + asked.shape[1] :]
+        by_student, by_question = list[Tensor](), list[Tensor]()
+        for a, b in _parts(students + mean, questions):
+            expected = (a[:, :, None] - b[:, None]).sigmoid_().mul_(asked)
+            by_student.append(expected.sum(2))
+            by_question.append(expected.sum(1))
+        able = right.sum(1) - torch.cat(by_student)
+        hard = torch.cat(by_question) - right.sum(0)
+        return torch.cat(
+            [0.75 - mean + able.sum(1, keepdim=True), hard - questions, able - students], 1
+        )
+
+
+def _parts(students: Tensor, questions: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Both in parts of a few rows, whose tables of answers stay in a processor's cache."""
+    return list(zip(students.split(ROWS), questions.split(ROWS), strict=True))
 
 
 @dataclass(frozen=True, eq=False)

@@ -83,6 +83,8 @@ class Plan:
         budget: At how many gradients a chain a run is given up, those of warmup not counted.
         seed: The seed.
         device: Where the chains are.
+        compile: Whether steps after warmup are compiled, as `sample` does it: a minute that pays
+            where gradients are a million.
     """
 
     chains: int = 128
@@ -90,6 +92,7 @@ class Plan:
     budget: float = 1e6
     seed: int = 0
     device: str | None = None
+    compile: bool = False
 
     def __post_init__(self) -> None:
         count("chains", self.chains, least=2)
@@ -242,6 +245,7 @@ class _Ours:
             seed=derive(self.plan.seed, self.blocks),  # with the seed of another it has its noise
             init=self.last.final,
             device=self.plan.device,
+            compile=self.plan.compile,
         )
         assert block.x is not None  # all draws of a block are kept
         self.last, self.failed = block, self.failed | ~block.ok

@@ -28,7 +28,7 @@ Its bias is of order eps^2 and bounded, on a Gaussian, by the variance of W per 
 warmup brings to `energy_variance` (`warmup.step_size.EnergyError`).
 
 `AdjustedMCLMC` draws u anew, makes N steps and accepts x' with probability min(1, exp(-W)): exact
-at any step size.
+at any step size, so that each trajectory may draw its own: eps (1 + j v) r^v, v uniform in (-1, 1).
 
 At unit speed a chain that starts far off would take all of warmup to arrive, and where the energy
 is large its error W is rounding. So, where eps is tuned in a warmup of at least 20 steps, the steps
@@ -411,6 +411,9 @@ class AdjustedMCLMC(_Isokinetic):
         integrator: "minimal-norm" (two gradients a step) or "leapfrog" (one).
         accept: The mean acceptance, in (0, 1), that warmup tunes the step size to.
         most: The largest number of steps in a trajectory.
+        spread: A factor r, at least 1: each trajectory's step size is multiplied by one between 1/r
+            and r as well, uniform in its logarithm. For laws that are narrow here and wide there,
+            such as Neal's funnel, where a step size that suits the neck does not cross the mouth.
 
     Raises:
         InvalidArgument: Where both length and leapfrogs are given; at the start of a run on events
@@ -426,6 +429,7 @@ class AdjustedMCLMC(_Isokinetic):
     accept: float = 0.9
     _: KW_ONLY
     most: int = 1000
+    spread: float = 1.0
 
     reports: ClassVar[tuple[str, ...]] = ("accept", "energy", "diverging")
     as_data: ClassVar[tuple[str, ...]] = (
@@ -451,6 +455,8 @@ class AdjustedMCLMC(_Isokinetic):
             raise InvalidArgument("jitter", self.jitter, "a number in [0, 1)")
         if not 0 < finite("accept", self.accept) < 1:
             raise InvalidArgument("accept", self.accept, "a rate between 0 and 1")
+        if finite("spread", self.spread) < 1:
+            raise InvalidArgument("spread", self.spread, "a factor of at least 1")
         counts(self, most=1)
 
     @property
@@ -515,9 +521,9 @@ class AdjustedMCLMC(_Isokinetic):
     def _trajectory(
         self, field: StaticField, state: HMCState, noise: NoiseSource, eps: Tensor, steps: int
     ) -> tuple[HMCState, Info]:
-        if not is_zero(self.jitter):
-            u = noise.uniform(state.step, Stream.LENGTH, (), state.x.dtype)
-            eps = eps * (1 + self.jitter * (2 * u - 1))
+        if self.spread > 1 or not is_zero(self.jitter):
+            v = 2 * noise.uniform(state.step, Stream.LENGTH, (), state.x.dtype) - 1
+            eps = eps * (1 + self.jitter * v) * (math.log(self.spread) * v).exp()
         here = Point(state.x, state.energy, state.grad)
         velocity = direction(state.step, Stream.PROPOSAL, state.x, noise)
         end = isokinetic(field, here, velocity, eps, steps, state.scale, self.integrator)

@@ -87,6 +87,7 @@ SETTINGS = [
             "integrator": "leapfrog",
             "accept": 0.8,
             "most": 3,
+            "spread": 2.0,
         },
     ),
     (stk.GibbsWithGradients(), {"temperature": 3.0}),

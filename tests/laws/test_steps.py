@@ -383,16 +383,18 @@ def test_mclmc():
     assert stk.MCLMC(integrator="leapfrog").of_leapfrog(0.5, 9) == pytest.approx(0.5 * 3)
 
 
-def test_adjusted_mclmc():
+@pytest.mark.parametrize("wide", [1.0, 1.6])
+def test_adjusted_mclmc(wide):
     eps, steps, jitter = 1.8, 2, 0.3
 
     def one(draw, step, x, _):
-        size = eps * (1 + jitter * (2 * draw.u(step, Stream.LENGTH) - 1))
+        v = 2 * draw.u(step, Stream.LENGTH) - 1
+        size = eps * (1 + jitter * v) * wide**v
         there, _, error = isokinetic(x, unit(draw.z(step)), size, steps, DIAGONAL)
         x, accept = chosen(draw, step, x, there, -error)
         return x, {"accept": accept}, None
 
-    solver = stk.AdjustedMCLMC(eps, leapfrogs=steps, jitter=jitter)
+    solver = stk.AdjustedMCLMC(eps, leapfrogs=steps, jitter=jitter, spread=wide)
     followed(solver, one, scale=DIAGONAL, spread=2.0, steps=8)
 
 
