@@ -560,6 +560,23 @@ def test_one_graph_serves_any_numbers_chains_steps_and_seed(monkeypatch, field, 
 
 @QUIET
 @pytest.mark.compiled
+def test_one_graph_serves_the_run_that_tunes_and_those_that_are_given_what_it_found(monkeypatch):
+    """Wherever in a window of noise they begin."""
+    field = stk.Energy(lambda x: x.square().sum(1) / 2, (3,))
+    monkeypatch.setattr(capture, "COMPILED_NOISE", False)
+    graphs = torch._dynamo.utils.counters["stats"]
+    before = graphs["unique_graphs"]
+    warm = stk.sample(field, stk.MALA(), 7, 33, warmup=20, compile=True)
+    own = {"warmup": 0, "seed": 1, "init": warm.final}
+    given = [
+        stk.sample(field, stk.MALA().tuned_by(warm), 7, 33, compile=c, **own) for c in (True, False)
+    ]
+    torch.testing.assert_close(given[0].x, given[1].x)
+    assert graphs["unique_graphs"] == before + 1
+
+
+@QUIET
+@pytest.mark.compiled
 @pytest.mark.parametrize(
     "solver", [stk.MALA(0.1), pytest.param(IN_PARTS["chees"][0], marks=pytest.mark.slow)], ids=str
 )

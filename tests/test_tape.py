@@ -137,4 +137,5 @@ def test_a_tape_that_is_not_compiled_has_the_bits_of_the_noise(monkeypatch, meth
         assert torch.equal(values, exact)
         (most,), count = tape.read_most(step + 3, 2**40)
         assert 0 < count == len(most) <= tape.steps
+        assert most.storage_offset() == 0  # or a graph would be for those that are, or are not
         assert torch.equal(most[:5], exact[3:])

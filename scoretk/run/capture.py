@@ -292,10 +292,13 @@ class Tape:
         return [value[at : at + self.length] for value in values]
 
     def read_most(self, step: int, most: int) -> tuple[list[Tensor], int]:
-        """As `read`, for as many steps as the window has, at most so many; and how many these are."""
+        """As `read`, for as many steps as the window has, at most so many; and how many these are.
+
+        They lie in memory of their own: a graph is for tensors at the start of theirs, or for others.
+        """
         values, at = self._window_of(step)
         count = min(most, self.steps - at)
-        return [value[at : at + count] for value in values], count
+        return [value[at : at + count].clone() for value in values], count
 
     def _window_of(self, step: int) -> tuple[list[Tensor], int]:
         """The values of the window that a step is in, and where it is there."""
@@ -559,11 +562,14 @@ def compiled_for(solver: Any, state: Any) -> str:
 
 
 def on_data(solver: Any, device: torch.device) -> Any:
-    """The solver with the numbers that are data to its steps as tensors `()`, for a graph of these."""
+    """The solver with the numbers that are data to its steps as tensors `()`, for a graph of these.
+
+    Of one that was tuned by another run it is the kernel, whose steps are the same: what was tuned is
+    in the state, so that one graph serves both.
+    """
     if traits(solver).given_back:
-        data = {"solver": on_data(solver.solver, device)}
-    else:
-        data = {n: _as_tensors(getattr(solver, n), device) for n in as_data(solver)}
+        return on_data(solver.solver, device)
+    data = {n: _as_tensors(getattr(solver, n), device) for n in as_data(solver)}
     if not data:
         return solver
     other = copy(solver)

@@ -105,7 +105,9 @@ def test_every_number_of_every_captured_solver_is_data():
 
 def test_what_another_run_has_tuned_is_data_too():
     tuned = Tuned(stk.MALA(), {"step_size": torch.tensor(0.1)}, Before(0, 0, torch.zeros(0)))
-    assert isinstance(fed(tuned).solver.temperature, torch.Tensor)
+    assert isinstance(
+        fed(tuned).temperature, torch.Tensor
+    )  # the kernel's own step: one graph serves both
     assert tuned.solver.temperature == 1.0
 
 
