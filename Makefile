@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 # Tests start dozens of processes, and rewrite two hundred modules: compiled once, not each time.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test thorough compiled slow bench mutants lint types docs clean adapters
+.PHONY: demo test thorough compiled longer slow bench mutants lint types docs clean adapters
 
 demo: $(STAMP)
 	$(BIN)/scoretk demo
@@ -20,6 +20,10 @@ thorough: $(STAMP)
 
 compiled: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'compiled and not slow'
+
+# Both at once, collected once.
+longer: $(STAMP)
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m '(thorough or compiled) and not slow'
 
 slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow
