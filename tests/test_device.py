@@ -644,7 +644,7 @@ QUESTIONS = {
 )
 def test_every_question(name, device):
     if "hutch++" in name and not device.pretended:
-        # its directions hang on the last digit of a factorisation: two estimates of one value
+        # its directions depend on the last digit of a factorisation: two estimates of one value
         here, there = QUESTIONS[name]("cpu"), QUESTIONS[name](device.name)
         error = torch.hypot(here.stderr, there.stderr.cpu()) + 1e-5 * here.value.abs()
         assert ((here.value - there.value.cpu()).abs() < 6 * error).all()

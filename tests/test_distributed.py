@@ -531,7 +531,7 @@ class TestTheDeviceOfARank:
     def machine(self, monkeypatch, gpus, **variables):
         """A machine with so many GPUs, of which a process of rank 5 of 8 sees these variables."""
         monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-        monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+        monkeypatch.setattr(torch.cuda, "is_initialized", lambda: gpus > 0)
         for name in {name for names in group.PLACES for name in names if name} | {*group.VISIBLE}:
             monkeypatch.delenv(name, raising=False)
         own = {"RANK": "5", "WORLD_SIZE": "8", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}

@@ -978,7 +978,7 @@ stk.sample(field, stk.AIS(levels=4, base=base), chains=4, checkpoint=sys.argv[1]
 
 @pytest.mark.thorough
 def test_a_checkpoint_is_taken_up_whatever_order_a_process_has_sets_in(tmp_path):
-    # the order of a set of strings hangs on the seed of their hashes, another one in each process
+    # the order of a set of strings depends on the seed of their hashes, another one in each process
     (tmp_path / "run.py").write_text(IN_A_PROCESS)
     for seed in "123":
         subprocess.run(

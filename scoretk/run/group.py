@@ -218,7 +218,7 @@ def of_machine() -> int:
 def _chosen_device() -> torch.device | None:
     """The device that is said to be this process's, for its group or as the current one."""
     bound: torch.device | None = dist.distributed_c10d._get_default_group().bound_device_id
-    if bound is None and torch.cuda.is_available() and (chosen := torch.cuda.current_device()):
+    if bound is None and torch.cuda.is_initialized() and (chosen := torch.cuda.current_device()):
         return torch.device("cuda", chosen)  # the first one is so where nobody has said anything
     return bound
 
