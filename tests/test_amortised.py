@@ -151,6 +151,20 @@ def test_posterior_of_points_is_the_prior_times_the_likelihood():
     assert float(z.abs().max()) > z_limit(len(z)), "a tenth too wide would not be seen"
 
 
+@pytest.mark.usefixtures("coarse")
+def test_cells_that_are_coarser_make_other_draws_and_no_other_posterior(monkeypatch):
+    """Within a cell the density changes a hundredfold where an axis has four: what is drawn evenly there is rejected."""
+    monkeypatch.setattr(slcp, "LEAST_TRIES", 50_000)
+    fine = moments(TASKS["slcp"].exact(WIDE, 8000, generator(9)))
+    monkeypatch.setattr(slcp, "CELLS", 4)
+    for largest, right in ((100.0, True), (1e-300, False)):  # the latter rejects nothing
+        monkeypatch.setattr(slcp, "LARGEST", largest)
+        found = moments(TASKS["slcp"].exact(WIDE, 3000, generator(2)))
+        error = (found.var(0) / len(found) + fine.var(0) / len(fine)).sqrt()
+        z = (found.mean(0) - fine.mean(0)) / error
+        assert (float(z.abs().max()) < z_limit(len(z))) == right, (largest, z)
+
+
 @pytest.mark.slow
 def test_posterior_of_points_is_what_a_long_run_finds():
     """A Hamiltonian run in the box: another method, without grid or symmetry; of a scale's signs a chain sees one."""
