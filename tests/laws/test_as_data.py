@@ -82,6 +82,23 @@ def test_a_step_as_the_compiler_traces_it_is_the_step(solver, monkeypatch):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9, equal_nan=True)
 
 
+AHEAD = [s for s, _ in SETTINGS if traits(s).capturable_ahead is not None]
+
+
+@pytest.mark.parametrize("solver", AHEAD, ids=repr)
+def test_steps_whose_length_is_known_ahead_are_the_steps(solver):
+    """Each from where the one before has led; several, since lengths differ from step to step."""
+    bound, state, noise = begun(solver, torch.float64)
+    kind_at = traits(solver).capturable_ahead(state)
+    kinds = {kind_at(i) for i in range(6)}
+    assert len(kinds) > 1, "steps of one length show nothing"
+    for i in range(6):
+        found = kind_at(i).step(bound, state, noise)
+        state, info = solver.step(bound, state, noise)
+        for one, other in zip(tree_leaves(found), tree_leaves((state, info)), strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9, equal_nan=True)
+
+
 def fed(solver):
     """The solver as a graph has it."""
     return on_data(solver, torch.device("cpu"))

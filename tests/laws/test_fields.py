@@ -20,7 +20,7 @@ from scoretk.fields.convert import PREDICTIONS, convert
 from scoretk.fields.derivatives import check_no_steps
 from scoretk.fields.discrete import Discrete
 from scoretk.fields.freelaws import free_law, support_of, unvalidated
-from scoretk.fields.gradient import grad_energy
+from scoretk.fields.gradient import grad_energy, score_of_energy
 from scoretk.fields.paths import EDM, VE, VP, Cosine, Interpolant, Linear, SubVP, Tabulated
 from scoretk.fields.resolve import resolve
 from scoretk.fields.states import check_states, pick, uniform_states
@@ -326,6 +326,51 @@ def test_the_support_of_a_mixture_is_what_its_components_span():
     z = torch.linspace(-30, 30, 60001, dtype=torch.float64)
     density = free_law(unvalidated(law)).log_density(z).exp()
     assert float(torch.trapezoid(density, z)) == pytest.approx(1, abs=2e-3)
+
+
+@pytest.mark.parametrize("event", [(), (2,), (2, 4)], ids=str)
+@pytest.mark.parametrize("batch", [(), (5,), (5, 4)], ids=str)
+def test_supports_of_mixtures_are_spanned_along_their_components(batch, event):
+    """By plain loops over the places of mixtures and events, whose axes stand on either side of the components'."""
+    shape = (*batch, 3, *event)
+    low = torch.from_numpy(np.random.default_rng(0).uniform(-1, 0, shape))
+    high = low + torch.from_numpy(np.random.default_rng(1).uniform(1, 2, shape))
+    weights = td.Categorical(torch.ones(*batch, 3, dtype=torch.float64))
+    for part in (td.Uniform(low, high), td.Pareto(low + 2, high)):
+        components = td.Independent(part, len(event)) if event else part
+        space = support_of(td.MixtureSameFamily(weights, components))
+        ends = [space.constrain(torch.full((*batch, *event), z).double()) for z in (-60.0, 60.0)]
+        for i in np.ndindex(*batch):
+            for j in np.ndindex(*event):
+                least = min(float(low[(*i, k, *j)]) for k in range(3))
+                most = max(float(high[(*i, k, *j)]) for k in range(3))
+                is_pareto = isinstance(part, td.Pareto)
+                assert float(ends[0][(*i, *j)]) == pytest.approx(least + 2 * is_pareto)
+                assert is_pareto or float(ends[1][(*i, *j)]) == pytest.approx(most)
+
+
+@pytest.mark.parametrize("of", [grad_energy, score_of_energy])
+@pytest.mark.parametrize(
+    "energy",
+    [
+        lambda x: x.square().sum(1),
+        lambda x: torch.where(x[:, 0] > 0, math.inf, 1.0) + x.square().sum(1),
+        lambda x: x.square().sum(1) - torch.where(x[:, 0] > 0, math.inf, 1.0),
+        lambda x: x.square().sum(1) + torch.where(x[:, 0] > 0, math.nan, 1.0),
+        lambda x: x.sqrt().sum(1),
+    ],
+)
+def test_a_gradient_is_as_finite_as_its_energy_in_a_graph_too(of, energy, monkeypatch):
+    """The compiler's way is another: a slope that autograd makes beside an energy of inf or NaN is none."""
+    x = torch.tensor([[0.3, 0.7], [-0.2, 0.5], [0.9, 0.1]], dtype=torch.float64)
+    found = []
+    for traced in (False, True):
+        monkeypatch.setattr(torch.compiler, "is_compiling", lambda traced=traced: traced)
+        answer = of(energy, x)
+        found.append(answer if isinstance(answer, tuple) else (answer,))
+    for eager, graph in zip(*found, strict=True):
+        torch.testing.assert_close(graph, eager, rtol=1e-12, atol=1e-12, equal_nan=True)
+    assert torch.equal(found[0][-1].isfinite().all(1), energy(x).isfinite())
 
 
 @pytest.mark.parametrize("differentiable", [False, True])
