@@ -132,6 +132,19 @@ def test_settings_are_compiled_in(made):
     assert len(made) == 2
 
 
+def test_what_is_compiled_differently_has_a_name_of_its_own(made):
+    """The compiler takes a small number of variants of a name: fields of one class have one, of two classes two."""
+    x = torch.ones(2, 3)
+    kinds = [FIELD, stk.Energy(lambda x: x.sum(1), (3,)), stk.Score(lambda x: -x, (3,))]
+    for field in (*kinds, *kinds):
+        bound = StaticField(field)
+        with parts_compiled_by(CompiledParts(bound, 2)):
+            for more in ({"by": 1}, {"by": 2}, {"by": torch.ones(3)}):
+                moved(bound, x, x, **more)
+    of_one = len(made) // 6
+    assert len(set(made)) == len({type(field) for field in kinds}) * of_one
+
+
 def doubled(field, carry, shift, *, sign):
     x, n = carry
     return 2 * x + sign * shift, n + 1

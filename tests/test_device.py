@@ -29,7 +29,9 @@ from scoretk.learn import (
     stratified,
 )
 from scoretk.run.checkpoint import weights_digest
+from scoretk.run.record import KeepAll, KeepMoments
 from scoretk.run.settle import AtTheEnd
+from scoretk.run.store import Streaming
 from scoretk.solvers import EXAMPLES, SOLVERS, is_grid
 from scoretk.solvers.warmup import learning, length
 from scoretk.solvers.warmup.adaptation import Adaptation
@@ -987,6 +989,48 @@ def streamed(device, folder, *, keep, steps, chunk=16, checkpoint=None):
             **QUIET,
         )
         return draws.x[:].cpu(), ledger.waits.total()
+
+
+KEPT = {"all": KeepAll, "moments": KeepMoments, "zarr": Streaming}
+
+
+@pytest.mark.parametrize("keep", KEPT)
+def test_what_a_stopped_run_has_kept_is_where_its_chains_are_again(
+    keep, device, tmp_path, monkeypatch
+):
+    """On the host it would be waited for at every step that is kept."""
+    pytest.importorskip("zarr")
+    monkeypatch.setattr("scoretk.run.batches.BLOCK_SECONDS", 0.0)
+    restored, found, left = KEPT[keep].restored, [], [8]
+
+    def energy(x):
+        left[0] -= 1
+        if left[0] == 0:
+            raise InterruptedError
+        return x.square().sum(1) / 2
+
+    def seen(*args):
+        found.append(restored(*args))
+        raise InterruptedError
+
+    monkeypatch.setattr(KEPT[keep], "restored", seen)
+    with device.on():
+        one_window(monkeypatch, device, 3)
+        for _ in range(2):  # until it is stopped, and until it goes on
+            with pytest.raises(InterruptedError):
+                stk.sample(
+                    stk.Energy(energy, (D,)),
+                    stk.ULA(0.1),
+                    chains=3,
+                    steps=16,
+                    keep=stk.Zarr(tmp_path / "d", draws=8) if keep == "zarr" else keep,
+                    checkpoint=stk.Checkpoint(tmp_path / "c", every=1e-9),
+                    device=device.name,
+                    **QUIET,
+                )
+    kept = [v for v in found[0].flat().values() if v.ndim]
+    assert kept
+    assert {v.device.type for v in kept} == {torch.device(device.name).type}
 
 
 @pytest.mark.thorough

@@ -1069,6 +1069,22 @@ def test_who_was_stopped_itself_does_not_take_the_next_rank_for_silent():
         heart.watch(1, 3611.0)
 
 
+@pytest.mark.parametrize("timeout", [0.4, 2.0, 30.0, 1800.0])
+def test_a_heart_beats_four_times_before_it_counts_as_silent(timeout, monkeypatch):
+    """However short that is; and each second at least, for an error of another to end it soon."""
+    clock, said = [0.0], []
+    monkeypatch.setattr(heartbeat, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    store = SimpleNamespace(check=lambda names: False, set=lambda name, beat: said.append(clock[0]))
+    heart = heartbeat.Heartbeat((store, store), stk.Ranks(0, 1), "0", timeout, [])
+    heart.watch = lambda other, now: None
+    while clock[0] < 4 * min(timeout, 4.0):
+        heart.beat_if_due("a step")
+        clock[0] += min(timeout, 4.0) / 400
+    gaps = np.diff(said)
+    assert float(gaps.max()) <= min(1.0, timeout / 4) + 0.02
+    assert float(gaps.min()) >= min(1.0, timeout / 4) - 1e-9  # and no oftener than that
+
+
 def test_an_answer_is_waited_for_in_parts(monkeypatch):
     """Of which a process that is stopped itself loses one: all of the time has passed, and nothing was asked yet."""
     thread, waited = messages.StoreThread(8.0), []

@@ -498,6 +498,29 @@ def test_other_data_raise_no_alarm(data):
         fitted(data)
 
 
+EXCHANGED = {
+    "gradients": lambda: processes.summed([nn.Parameter(torch.ones(3))], torch.tensor(0.5)),
+    "the first's weights": lambda: processes.same_start(nn.LayerNorm(2)),
+    "the first's number": lambda: processes.agreed(3.0),
+}
+
+
+@pytest.mark.parametrize("what", EXCHANGED)
+def test_what_processes_exchange_goes_by_a_device_that_their_group_serves(what, monkeypatch):
+    class Sent(Exception):
+        pass
+
+    def sent(message, *_):
+        raise Sent(message.device.type)
+
+    monkeypatch.setattr(processes, "process_count", lambda: 2)
+    monkeypatch.setattr(processes, "carrier", lambda place: torch.device("meta"))
+    for call in ("all_reduce", "broadcast"):
+        monkeypatch.setattr(processes.distributed, call, sent)
+    with pytest.raises(Sent, match="meta"):
+        EXCHANGED[what]()
+
+
 def test_a_parameter_that_no_process_has_a_gradient_of_stays_without(monkeypatch):
     """An optimiser leaves those as they are; a gradient of zeros would let momentum and decay move them."""
     monkeypatch.setattr(processes, "process_count", lambda: 2)

@@ -1,11 +1,13 @@
 """Conditions have names: what a field does not take is refused by whatever it is, and what it asks for and is not given too."""
 
+import contextlib
+
 import pytest
 import torch
 from torch.distributions import MultivariateNormal, constraints
 
 import scoretk as stk
-from scoretk.fields.protocols import is_timed
+from scoretk.fields.protocols import is_timed, offers
 from scoretk.models.targets.mixture import GaussianMixture
 
 MIXTURE = GaussianMixture(torch.zeros(1, 2), torch.ones(1), torch.ones(1))
@@ -128,3 +130,47 @@ def test_a_mistake_in_the_users_own_call_is_theirs():
     field = stk.Energy(lambda x: helper(x).sum(1), (2,))
     with pytest.raises(TypeError, match="missing 1 required positional argument: 'scale'"):
         sampled(field, None)
+
+
+def drawn_to(x, y=0.5):
+    return (x - y).square().sum(1)
+
+
+PULLED = stk.Energy(drawn_to, (2,))
+MOVED = stk.Diffusion(lambda x, t, y=0.5: x * y, (2,))
+TAKING = {
+    "energy": PULLED,
+    "energy with a gradient": stk.Energy(drawn_to, (2,), grad=lambda x, y=0.5: 2 * (x - y)),
+    "score": stk.Score(lambda x, y=0.5: y - x, (2,)),
+    "diffusion": MOVED,
+    "velocity": stk.Velocity(lambda x, t, y=0.5: x * y, (2,)),
+    "at a time": MOVED.at(0.7),
+    "tempered": stk.tempered(PULLED, 2.0),
+    "tempered in time": stk.tempered(MOVED, 2.0),
+    "product": stk.product(ENERGY, PULLED),
+    "smoothed": stk.smoothed(PULLED, stk.VP()),
+    "discrete": stk.Discrete(PULLED, (-1.0, 1.0)),
+    "guided": stk.guided(MOVED, 2.0, DIFFUSION),
+    "constrained": stk.constrained(PULLED, constraints.positive),
+    "posterior": stk.posterior(PULLED, lambda x: -x.square().sum(1)),
+    "posterior in time": stk.posterior(MOVED, LINEAR),
+    "bridge": stk.bridge(PULLED, ENERGY, 0.5),
+}
+"""Fields, all of whose answers hang on y, and that have one of their own where none is given."""
+
+
+@pytest.mark.parametrize("name", TAKING)
+def test_no_answer_leaves_out_a_condition_that_its_field_takes(name):
+    field, x = TAKING[name], torch.tensor([[1.0, -1.0], [1.0, 1.0]], dtype=torch.float64)
+    when, told = (0.7,) if is_timed(field) else (), 0
+    for answer in offers(field) & {"energy", "score", "log_prob", "denoise", "velocity"}:
+        found = []
+        for y in (0.3, 0.9):
+            with contextlib.suppress(stk.MissingCapability, stk.InvalidArgument):
+                found.append(
+                    getattr(field, answer)(x, *when, y=torch.full((2, 2), y, dtype=torch.float64))
+                )
+        if found:
+            told += 1
+            assert not torch.equal(*found), answer
+    assert told

@@ -15,6 +15,11 @@ def test_solvers_described(name):
     recorded(f"solver {name}", (stk.describe_solver(name), stk.describe_solver(name).as_dict()))
 
 
+def test_examples():
+    """One setting of each solver, which the demo, benchmarks and tables show."""
+    recorded("examples", {name: repr(solver) for name, solver in stk.solvers.EXAMPLES.items()})
+
+
 def test_plugins_listed():
     listed = [(e.id, getattr(e, "summary", "")) for e in (*stk.list_models(), *stk.list_solvers())]
     recorded("listed", listed)

@@ -116,7 +116,7 @@ PICTURES = {
     "pairs": lambda: drawn().plot("pairs"),
     "some": lambda: drawn(chains=20).plot("trace", names=["tau"], most=1),
     "samples": lambda: stk.plot.samples(drawn(chains=30)["mu"][:, -1]),
-    "numbers": lambda: stk.plot.samples(randn(50, 1)),
+    **{f"{n} numbers": lambda n=n: stk.plot.samples(randn(n, 1)) for n in (50, 850, 1500)},
     "curves": lambda: stk.plot.samples(randn(5, 9), most=3),
     "images": lambda: stk.plot.samples(randn(7, 1, 3, 4), columns=4),
     "a plane": lambda: stk.plot.field(PLANE),

@@ -21,7 +21,7 @@ from scoretk.run.checkpoint import weights_digest
 from scoretk.run.drive import drive
 from scoretk.run.moment import BEYOND_PATH, BEYOND_START, Loop, begin, reach_of
 from scoretk.run.progress import ProgressBar
-from scoretk.run.record import KeepMoments, Record
+from scoretk.run.record import Constraining, KeepMoments, OfRows, Record
 from scoretk.run.schedule import Schedule
 from scoretk.run.settle import settle
 from scoretk.run.state import all_finite, finite_chains
@@ -559,3 +559,58 @@ def test_nothing_is_compiled_unless_it_is_asked_for(name, monkeypatch):
 
     monkeypatch.setattr(torch, "compile", compiled)
     ASKS[name]()
+
+
+class Asked:
+    """A recorder that notes what it is asked; its answers are other ones for each question."""
+
+    def __init__(self):
+        self.calls = []
+
+    def __getattr__(self, name):
+        def ask(*args):
+            self.calls.append((name, args))
+            return torch.arange(5.0) if name == "position" else name
+
+        return ask
+
+
+FATES = (torch.tensor([0, 1, 2, 3, 4]), torch.tensor([5, 6, 7, 8, 9]))
+X, STATS, RECORD = torch.arange(5.0)[:, None], {"accept": torch.arange(10.0, 15.0)}, Record()
+QUESTIONS = {
+    "add": (RECORD, X, STATS, 3, 7),
+    "filled": (RECORD, 3),
+    "restored": ({}, 3, 7, torch.device("cpu")),
+    "most": (),
+    "passed": (RECORD, 3, *FATES),
+    "flushed": (RECORD, 3, *FATES),
+    "ended": (RECORD, 3, *FATES),
+}
+AROUND = {
+    "constraining": (lambda inner: Constraining(inner, torch.exp), torch.exp, lambda v: v),
+    "of rows": (lambda inner: OfRows(inner, slice(1, 3)), lambda x: x[1:3], lambda v: v[1:3]),
+}
+"""A recorder around another, and what that has of positions and of other tensors."""
+
+
+@pytest.mark.parametrize("around", AROUND)
+@pytest.mark.parametrize("what", QUESTIONS)
+def test_recorders_around_another_ask_it_the_same(around, what):
+    make, of_x, of_rows = AROUND[around]
+    inner = Asked()
+    answer = getattr(make(inner), what)(*QUESTIONS[what])
+    ((name, found),) = inner.calls
+    right = [
+        of_x(v) if v is X else of_rows(v) if isinstance(v, torch.Tensor) else v
+        for v in QUESTIONS[what]
+    ]
+    if what == "add":
+        right[2] = {n: of_rows(v) for n, v in STATS.items()}
+    assert name == what
+    assert answer in (what, None)
+    assert repr(list(found)) == repr(right)  # of small whole numbers, and of one record
+
+
+def test_a_position_is_of_the_rows_in_the_users_space():
+    assert torch.equal(OfRows(Asked(), slice(1, 3)).position(X), torch.tensor([1.0, 2.0]))
+    assert torch.equal(Constraining(Asked(), torch.exp).position(X), X.exp())
