@@ -25,10 +25,12 @@ def test_the_list_is_long_enough_and_of_every_package():
     assert len(set(edits)) == len(edits)
 
 
-def test_every_file_of_these_packages_has_tests_that_exist():
+def test_every_file_of_these_packages_and_of_the_list_has_tests_that_exist():
     for package in PACKAGES:
         for path in (PACKAGE / package).rglob("*.py"):
             assert covering(str(path.relative_to(PACKAGE)))
+    for mutant in mutants():
+        assert covering(mutant.file)
     for tests in (*covers().values(), *covers("rooms").values()):
         for name in tests:
             assert (ROOT / "tests" / name).is_file(), name

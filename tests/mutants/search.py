@@ -23,7 +23,17 @@ import torch
 from tests.mutants.listed import ROOT
 from tests.mutants.run import AHEAD, Copy
 
-PACKAGES = ("fields", "ode", "solvers", "run", "inference", "learn", "diagnostics", "plugins")
+PACKAGES = (
+    "core",
+    "fields",
+    "ode",
+    "solvers",
+    "run",
+    "inference",
+    "learn",
+    "diagnostics",
+    "plugins",
+)
 COMPARED = {
     ast.Lt: ast.LtE,
     ast.LtE: ast.Lt,
