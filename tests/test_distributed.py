@@ -916,6 +916,13 @@ def test_a_plain_process_is_a_job_of_one():
     assert stk.sample(jobs.FIELD, stk.MALA(0.3), chains=60, steps=1).provenance["batch"] == 60
 
 
+def test_a_build_of_torch_without_processes_is_told(monkeypatch):
+    """As some for macOS: a context in which nothing is shared would be no such thing."""
+    monkeypatch.setattr(group.dist, "is_available", lambda: False)
+    with pytest.raises(stk.ScoretkError, match="no torch.distributed"), stk.distributed():
+        pass
+
+
 @pytest.mark.parametrize("name", group.STARTED)
 def test_processes_that_are_no_job_are_told(name, monkeypatch):
     """`srun python script.py`: each of them makes all chains."""

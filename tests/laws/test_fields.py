@@ -349,6 +349,36 @@ def test_supports_of_mixtures_are_spanned_along_their_components(batch, event):
                 assert is_pareto or float(ends[1][(*i, *j)]) == pytest.approx(most)
 
 
+VECTORS = {
+    "logistic normal": lambda a: td.LogisticNormal(a - 1, a),
+    "broken sticks": lambda a: td.TransformedDistribution(
+        td.Independent(td.Normal(a, 1.0), 1), [td.transforms.StickBreakingTransform()]
+    ),
+    "Dirichlet": td.Dirichlet,
+    "relaxed categories": lambda a: td.RelaxedOneHotCategorical(torch.tensor(0.7).double(), a),
+    "normals": lambda a: td.MultivariateNormal(a, torch.eye(3).double()),
+    "exponentials of normals": lambda a: td.Independent(td.LogNormal(a, 1.0), 1),
+    "intervals": lambda a: td.Independent(td.Uniform(-a, a), 1),
+    "factors of correlations": lambda a: td.LKJCholesky(3, a[..., 0]),
+}
+
+
+@pytest.mark.parametrize("name", VECTORS)
+def test_the_law_of_several_is_that_of_each(name):
+    """Of an array `(2, 4)` of laws: its support, and its density in free space, are those of its members."""
+    a = torch.from_numpy(np.random.default_rng(3).uniform(0.5, 2, (2, 4, 3)))
+    many = td.Independent(VECTORS[name](a), 2)
+    space, law = support_of(many), free_law(unvalidated(many))
+    shape = space.free_shape(tuple(many.event_shape))
+    z = torch.from_numpy(np.random.default_rng(4).normal(size=(5, *shape)))
+    x, density = space.constrain(z), torch.zeros(5, dtype=torch.float64)
+    for i, j in np.ndindex(2, 4):
+        one = VECTORS[name](a[i, j])
+        torch.testing.assert_close(x[:, i, j], support_of(one).constrain(z[:, i, j]))
+        density += free_law(unvalidated(one)).log_density(z[:, i, j])
+    torch.testing.assert_close(law.log_density(z), density)
+
+
 @pytest.mark.parametrize("of", [grad_energy, score_of_energy])
 @pytest.mark.parametrize(
     "energy",

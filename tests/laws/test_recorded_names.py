@@ -1,7 +1,9 @@
 """What is told of models and solvers is what it was (`tests/recorded.py`)."""
 
 import contextlib
+import importlib
 import inspect
+import pkgutil
 
 import pytest
 
@@ -61,3 +63,24 @@ def signatures(room):
 def test_defaults(room):
     """What is done where nothing is said stays, or changes with intent."""
     recorded(f"defaults of {room.__name__}", signatures(room))
+
+
+ROOMS = ("core", "fields", "inference", "learn", "ode", "run", "solvers")
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_numbers_that_are_taken_where_none_is_said(room):
+    """Of all that one module asks of another: tolerances, counts and sizes."""
+    package, numbers = importlib.import_module(f"scoretk.{room}"), {}
+    for module in pkgutil.walk_packages(package.__path__, f"scoretk.{room}."):
+        if module.name.endswith("noise_kernel"):
+            continue  # needs Triton
+        part = importlib.import_module(module.name)
+        for name in sorted(getattr(part, "__all__", ())):
+            made = getattr(part, name)
+            if inspect.isfunction(made) and made.__module__ == module.name:
+                for p in inspect.signature(made).parameters.values():
+                    if isinstance(p.default, int | float):
+                        numbers[f"{module.name}.{name}({p.name})"] = str(p.default)
+    assert numbers
+    recorded(f"numbers of {room}", numbers)
