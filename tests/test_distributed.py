@@ -919,7 +919,7 @@ def test_a_plain_process_is_a_job_of_one():
 def test_a_build_of_torch_without_processes_is_told(monkeypatch):
     """As some for macOS: a context in which nothing is shared would be no such thing."""
     monkeypatch.setattr(group.dist, "is_available", lambda: False)
-    with pytest.raises(stk.ScoretkError, match="no torch.distributed"), stk.distributed():
+    with pytest.raises(stk.ScoretkError, match=r"no torch\.distributed"), stk.distributed():
         pass
 
 
