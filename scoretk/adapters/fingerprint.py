@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from scoretk.core.anatomy import left_as_found, state_like
+from scoretk.core.anatomy import left_as_found, outermost_modules, state_like
+from scoretk.core.arguments import keyword_names
 from scoretk.core.noise import Noise
 from scoretk.core.streams import Stream
+from scoretk.errors import InvalidArgument, SingularConversion
 from scoretk.fields.base import plain_base
+from scoretk.fields.conditions import taken
 from scoretk.fields.paths import GaussianPath
-from scoretk.fields.protocols import is_timed, optional
+from scoretk.fields.protocols import field_name, is_timed, offers, optional
 from scoretk.fields.resolve import prediction, resolve
 
 __all__ = ["OF_THE_NETWORK", "answers", "closeness", "precision", "predicted", "same"]
@@ -41,28 +45,78 @@ Asks = dict[str, Callable[[], Tensor]]
 
 
 @torch.no_grad()
-def answers(field: Any, cond: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+def answers(
+    field: Any, cond: Mapping[str, Tensor] | None = None, only: Collection[str] | None = None
+) -> tuple[dict[str, Tensor], Exception | None]:
     """What a field answers at fixed points, in float32 on the CPU.
 
     Args:
         field: The field.
         cond: Its conditions by name, one row a point.
+        only: The names of the questions to ask; None for all.
 
     Returns:
-        By name. What it does not offer, or does not answer (without conditions that it is not
-        given), is not there.
+        The answers by name, without those that it does not offer, or does not give for want of a
+        condition; and the first error that says so.
+
+    Raises:
+        InvalidArgument: It raises another error, which is the cause; or any, at conditions.
     """
     rows = dict(cond or {})
     n = next((len(value) for value in rows.values()), PROBES)
     asks = (_of_timed if is_timed(field) else _of_static)(field, n, rows)
-    found = {}
+    discrete = optional(field, "states") is not None
+    found: dict[str, Tensor] = {}
+    want: Exception | None = None
     with left_as_found(field):
         for name, ask in asks.items():
+            if only is not None and name not in only:
+                continue
             try:
                 found[name] = ask().detach().float().cpu()
-            except Exception:  # noqa: BLE001 (whatever a network raises without its conditions)
+            except SingularConversion:
                 continue
-    return found
+            except Exception as error:
+                if name == "answers" and discrete:  # which are points off its states
+                    continue
+                if rows or not _wants(field, error):
+                    raise _unanswered(field, rows, error) from error
+                want = want or error
+    return found, want
+
+
+def _wants(field: Any, error: BaseException) -> bool:
+    """Whether an error of a field that was given no conditions says that one is missing.
+
+    It is one of this package about conditions; or what the model raised names a condition that the
+    field takes, as Python's own does, or met None in its place.
+    """
+    if isinstance(error, InvalidArgument) and error.argument == "cond":
+        return True
+    while error.__cause__ is not None:
+        error = error.__cause__
+    names = taken(field)
+    if isinstance(error, KeyError):  # of a network that takes any, cond["y"]
+        return names is None
+    if names is None:  # of another library's model, what its network may be given
+        networks = (keyword_names(m, 1 + is_timed(field)) for m in outermost_modules(field))
+        names = frozenset[str]().union(*(found or () for found in networks))
+    said = str(error)
+    words = {word for word in re.findall(r"\w+", said) if len(word) > 1}
+    quoted = set(re.findall(r"'(\w+)'", said))
+    return bool(names & (words | quoted)) or (bool(names) and "NoneType" in words)
+
+
+def _unanswered(field: Any, rows: Mapping[str, Tensor], error: Exception) -> InvalidArgument:
+    said = f"It raised {type(error).__name__}: {error}"
+    if rows:
+        shapes = {key: tuple(value.shape) for key, value in rows.items()}
+        wanted = f"conditions at which {field_name(field)} answers"
+        return InvalidArgument("cond", shapes, wanted, said)
+    names = ", ".join(sorted(taken(field) or ()))
+    hint = f". If it needs {names}: cond= takes a few rows of each condition" if names else ""
+    wanted = "a field that answers at points of N(0, I)"
+    return InvalidArgument("field", field_name(field), wanted, said + hint)
 
 
 def predicted(field: Any) -> str | None:
@@ -121,26 +175,27 @@ def _of_static(field: Any, n: int, cond: dict[str, Tensor]) -> Asks:
     needs = () if optional(field, "states") is None else ("states",)
     bound: Any = resolve(field, needs, cond, timed=False)
     start = plain_base(field)
-    return {
-        "answers": lambda: bound.score(x),
-        "answers.energy": lambda: bound.energy(start.draw(n, Noise(0, n)).to(like)),
-    }
+    asks: Asks = {"answers": lambda: bound.score(x)}
+    if "energy" in offers(bound.native):
+        asks["answers.energy"] = lambda: bound.energy(start.draw(n, Noise(0, n)).to(like))
+    return asks
 
 
 def _of_timed(field: Any, n: int, cond: dict[str, Tensor]) -> Asks:
     x, _ = _points(field, n)
     bound: Any = resolve(field, (), cond, timed=True)
-    path = prediction(field)[1]
+    source, path = prediction(field)
     asks: Asks = {
         "answers": lambda: bound.predict(x, 0.5),
         "answers.ends": lambda: torch.stack([bound.predict(x, t) for t in ENDS]),
-        "answers.velocity": lambda: torch.stack([bound.velocity(x, t) for t in TIMES]),
     }
+    if source == "velocity" or isinstance(path, GaussianPath):
+        asks["answers.velocity"] = lambda: torch.stack([bound.velocity(x, t) for t in TIMES])
     if isinstance(path, GaussianPath):
         times = torch.tensor(TIMES, dtype=torch.float64)
         asks["answers.path"] = lambda: torch.stack([path.alpha(times), path.sigma(times)])
     base = optional(field, "base")
-    if base is not None:
+    if callable(getattr(base, "draw", None)):
         asks["answers.base"] = lambda: base.draw(n, Noise(0, n))
     return asks
 

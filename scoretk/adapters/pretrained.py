@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from scoretk._version import __version__
@@ -29,7 +29,7 @@ from scoretk.adapters.fingerprint import (
     predicted,
     same,
 )
-from scoretk.core.anatomy import modules_of
+from scoretk.core.anatomy import outermost_modules
 from scoretk.core.arguments import conditions
 from scoretk.core.dependencies import required
 from scoretk.core.keywords import explained
@@ -104,9 +104,9 @@ def save_pretrained(
         "asked": precision(field),
     }
     text = _plain(config)
-    found = answers(field, rows)
+    found, want = answers(field, rows)
     if not found.keys() & OF_THE_NETWORK:
-        _tell_of_no_answers(field, cond)
+        _tell_of_no_answers(field, cond, want)
     held = tensors | found | {f"{COND}{name}": value.cpu() for name, value in rows.items()}
     path = _path(folder)
     try:
@@ -189,8 +189,10 @@ def load_pretrained(
     return made
 
 
-def _tell_of_no_answers(field: Any, cond: Mapping[str, Tensor] | None) -> None:
-    """Say that what a field answers cannot be stored.
+def _tell_of_no_answers(
+    field: Any, cond: Mapping[str, Tensor] | None, want: Exception | None
+) -> None:
+    """Say that what a field answers cannot be stored, as it wants conditions.
 
     Warns:
         UserWarning: `cond` is empty: it was asked to be stored without.
@@ -205,12 +207,11 @@ def _tell_of_no_answers(field: Any, cond: Mapping[str, Tensor] | None) -> None:
             "cond",
             None,
             f"a few rows of each condition, as {name} does not answer without conditions",
-            f"{without}; cond={{}} stores it all the same",
-        )
-    if cond:
-        shapes = {key: tuple(value.shape) for key, value in cond.items()}
-        raise InvalidArgument("cond", shapes, f"conditions at which {name} answers")
-    warn(f"save_pretrained: {name} did not answer without conditions. {without}")
+            f"{without}; cond={{}} stores it all the same. It raised {type(want).__name__}: {want}",
+        ) from want
+    warn(
+        f"save_pretrained: {name} did not answer without conditions. {without}. It raised {type(want).__name__}: {want}"
+    )
 
 
 def _plain(config: Mapping[str, Any]) -> str:
@@ -269,15 +270,17 @@ def _check_answers(
     Raises:
         InvalidArgument: They are not those that are stored.
     """
-    found = answers(field, cond) if stored else {}
+    found, want = answers(field, cond, stored.keys())
     close, events = closeness(asked, precision(field)), len(field.event_shape)
     if not all(same(name, found.get(name), v, close, events) for name, v in stored.items()):
         raise InvalidArgument(
             "field",
             field_name(field),
             "the field whose weights these are: it answers otherwise at the stored points",
-            "What is not a weight differs, such as the path, what is predicted, or a constant",
-        )
+            "What is not a weight differs, such as the path, what is predicted, or a constant"
+            if want is None
+            else f"It wants conditions: it raised {type(want).__name__}: {want}",
+        ) from want
 
 
 def _path(folder: Any) -> Path:
@@ -352,13 +355,6 @@ def _made(field: Any, model: str | None, settings: dict[str, Any]) -> Any:
     return made
 
 
-def _roots(field: Any) -> list[nn.Module]:
-    """The modules of a field that are not within another of them, in the order of the walk."""
-    found = modules_of(field)
-    within = {id(part) for m in found for part in m.modules() if part is not m}
-    return [m for m in found if id(m) not in within]
-
-
 def _states(field: Any) -> dict[str, Tensor]:
     """Copies of all state of a field's modules, by name.
 
@@ -367,7 +363,7 @@ def _states(field: Any) -> dict[str, Tensor]:
     """
     found = {
         f"{i}.{name}": value
-        for i, root in enumerate(_roots(field))
+        for i, root in enumerate(outermost_modules(field))
         for name, value in root.state_dict().items()
     }
     for name, value in found.items():
@@ -386,7 +382,7 @@ def _states(field: Any) -> dict[str, Tensor]:
 
 def _put(field: Any, tensors: Mapping[str, Tensor]) -> None:
     """Put the weights into the modules of a field."""
-    roots = _roots(field)
+    roots = outermost_modules(field)
     own = {f"{i}.{name}" for i, root in enumerate(roots) for name in root.state_dict()}
     if own != tensors.keys():
         apart = sorted(own ^ tensors.keys())[:5]

@@ -88,6 +88,7 @@ __all__ = [
     "modules_of",
     "names_in",
     "network_dtype",
+    "outermost_modules",
     "parts",
     "state_like",
     "to_device",
@@ -711,7 +712,7 @@ def modules_of(value: Any) -> list[nn.Module]:
     return [item for item in walk(value) if isinstance(item, nn.Module)]
 
 
-def _outermost(value: Any) -> list[nn.Module]:
+def outermost_modules(value: Any) -> list[nn.Module]:
     """The torch modules of a field that are not within another of them."""
     modules = modules_of(value)
     parts = {id(part) for m in modules for part in m._modules.values()}
@@ -737,7 +738,7 @@ def to_device(field: Any, device: torch.device | str) -> Any:
         InvalidArgument: There is no such device.
     """
     place = as_device("device", device)
-    for module in _outermost(field):
+    for module in outermost_modules(field):
         module.to(place)
     return field
 
@@ -756,7 +757,7 @@ def check_place(field: Any, device: torch.device) -> None:
             says on which.
     """
     found = []
-    for module in _outermost(field):
+    for module in outermost_modules(field):
         own = [t for t in (*module.parameters(), *module.buffers()) if t.is_floating_point()]
         places = {_place_of(t.device) for t in own}
         if places and _place_of(device) not in places:

@@ -279,6 +279,129 @@ def test_fields_that_are_told_conditions(tmp_path):
         stk.load_pretrained(folder, stk.Diffusion(twice, (2,)))
 
 
+class Fails(Net):
+    """A network that fails in a way that has nothing to do with conditions, at some times."""
+
+    def __init__(self, error, before=1.0):
+        super().__init__()
+        self.error, self.before = error, before
+
+    def forward(self, x, t):
+        if bool((t < self.before).any()):
+            raise self.error
+        return super().forward(x, t)
+
+
+@pytest.mark.parametrize("cond", [None, {}])
+@pytest.mark.parametrize("before", [1.0, 0.01])
+@pytest.mark.parametrize(
+    "error", [RuntimeError("no kernel for it"), KeyError("scale"), TypeError("of a NoneType")]
+)
+def test_a_failure_of_another_kind_is_no_want_of_conditions(error, before, cond, tmp_path):
+    with pytest.raises(InvalidArgument, match="answers at points") as told:
+        stk.save_pretrained(stk.Diffusion(Fails(error, before), (2,)), tmp_path / "a", cond=cond)
+    assert told.value.__cause__ is error
+    assert str(error) in str(told.value)
+    assert not (tmp_path / "a").exists()
+
+
+class Wide(Net):
+    """A network that takes a condition, beside which it fails in the way of any matrix."""
+
+    def forward(self, x, t, y=None):
+        return super().forward(x if y is None else x + y, t) @ torch.ones(3, 3)
+
+
+def test_what_fails_of_itself_is_told_although_it_takes_a_condition(tmp_path):
+    with pytest.raises(InvalidArgument, match=r"shapes cannot.*If it needs y: cond= takes"):
+        stk.save_pretrained(stk.Diffusion(Wide(), (2,)), tmp_path, cond={})
+    with pytest.raises(InvalidArgument, match="shapes cannot") as told:
+        stk.save_pretrained(stk.Diffusion(Wide(), (2,)), tmp_path, cond={"y": torch.zeros(3, 2)})
+    assert isinstance(told.value.__cause__, RuntimeError)
+
+
+class ByKey(Net):
+    def forward(self, x, t, **cond):
+        return super().forward(x, t) + cond["y"]
+
+
+def guided():
+    null = {"y": torch.tensor(0.0)}
+    return stk.guided(stk.Diffusion(OfClasses(), (2,)), weight=3.0, null=null)
+
+
+def tilted():
+    net, prior = network(), stk.Energy(lambda x: x.square().sum(1), (2,))
+    return stk.posterior(prior, lambda x, y: -(net(x) - y).square().sum(1))
+
+
+WANTING = {
+    "an argument": lambda: stk.Diffusion(OfClasses(), (2,)),
+    "None in its place": lambda: stk.Diffusion(Told(), (2,)),
+    "a key": lambda: stk.Diffusion(ByKey(), (2,)),
+    "guided": guided,
+    "a likelihood's": tilted,
+}
+
+
+@pytest.mark.parametrize("kind", WANTING)
+def test_a_want_of_conditions_is_told_and_kept_as_the_cause(kind, tmp_path):
+    with pytest.raises(InvalidArgument, match="a few rows of each condition") as told:
+        stk.save_pretrained(WANTING[kind](), tmp_path / "a")
+    assert told.value.__cause__ is not None
+    assert str(told.value.__cause__) in str(told.value)
+    with pytest.warns(UserWarning, match="did not answer without conditions.*It raised"):
+        stk.save_pretrained(WANTING[kind](), tmp_path / "a", cond={})
+
+
+def test_a_network_of_diffusers_wants_its_classes(tmp_path):
+    diffusers = pytest.importorskip("diffusers")
+    with torch.random.fork_rng():
+        unet = diffusers.UNet2DModel(
+            sample_size=8, in_channels=1, out_channels=1, block_out_channels=(8, 8), norm_num_groups=4,
+            down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2, num_class_embeds=11,
+        )  # fmt: skip
+    field = stk.from_diffusers(unet, diffusers.DDIMScheduler(clip_sample=False))
+    with pytest.raises(InvalidArgument, match=r"a few rows of each condition.*class_labels"):
+        stk.save_pretrained(field, tmp_path)
+    stk.save_pretrained(field, tmp_path, cond={"class_labels": torch.tensor([1, 2])})
+
+
+def test_a_flow_wants_its_context(tmp_path):
+    zuko = pytest.importorskip("zuko")
+    with torch.random.fork_rng():
+        field = stk.from_flow(zuko.flows.NSF(2, context=3))
+    with pytest.raises(InvalidArgument, match=r"a few rows of each condition.*conditions: c"):
+        stk.save_pretrained(field, tmp_path)
+    stk.save_pretrained(field, tmp_path, cond={"c": torch.zeros(2, 3)})
+
+
+def test_what_raises_when_it_is_loaded_is_told(trained, tmp_path):
+    folder, error = stk.save_pretrained(trained, tmp_path), RuntimeError("no kernel for it")
+    given = stk.Diffusion(Fails(error), (2,))
+    before = given.net.layers[0].weight.clone()
+    with pytest.raises(InvalidArgument, match="no kernel for it") as told:
+        stk.load_pretrained(folder, given)
+    assert told.value.__cause__ is error
+    assert torch.equal(given.net.layers[0].weight, before)
+    with pytest.raises(InvalidArgument, match=r"It wants conditions.*'y'"):
+        stk.load_pretrained(folder, stk.Diffusion(OfClasses(), (2,)))
+
+
+def test_of_a_field_of_states_no_score_is_asked_beyond_them(tmp_path):
+    class Table(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table = torch.nn.Parameter(torch.arange(3.0))
+
+        def forward(self, x):
+            assert bool((x.sum(2) == 1).all()), "no states"
+            return self.table[x.argmax(2)].sum(1)
+
+    folder = stk.save_pretrained(stk.Discrete(stk.Energy(Table(), (2, 3)), "one-hot"), tmp_path)
+    stk.load_pretrained(folder, stk.Discrete(stk.Energy(Table(), (2, 3)), "one-hot"))
+
+
 @pytest.mark.parametrize("wrong", [scaled, lambda: diffusion(9)])
 def test_a_refusal_leaves_the_field_as_it_was(wrong, trained, tmp_path):
     """Of the second the last layer's bias fits: torch puts in what does, and then raises an error."""
