@@ -317,10 +317,57 @@ def test_far_out_draws_are_inside(constraint):
     )  # beyond, a product of factors is singular
     z = spread * stk.Noise(3, 256).normal(0, 0, field.event_shape)
     x = field.constrain(z)
-    if constraint is not stk.ordered:  # where a gap is lost beside a large number
-        assert bool(constraint.check(x).all())
+    assert bool(constraint.check(x).all())
     assert bool(x.isfinite().all())
     assert bool(field.unconstrain(field.constrain(z / spread)).isfinite().all())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("first", [1.0, 1e4, -1.0, -1e4, -1e-3, 0.0])
+def test_entries_whose_gap_is_lost_rise_by_one_number(first, dtype):
+    """Of an ordered vector: the next numbers in turn, also across 0, and what is far enough stays as it was."""
+    gaps = [-90.0, -90.0, -6.0, -90.0, 2.0]
+    z = torch.tensor([[first, *gaps]], dtype=dtype)
+    x = bijection(stk.ordered).constrain(z)[0]
+    above = torch.full((), torch.inf, dtype=dtype)
+    assert bool((x.diff() > 0).all())
+    plain = torch.tensor([first, *torch.tensor(gaps, dtype=dtype).exp()], dtype=dtype).cumsum(0)
+    if first:
+        assert torch.equal(x[1], torch.nextafter(x[0], above))
+        assert torch.equal(x[2], torch.nextafter(x[1], above))
+        assert torch.equal(x[4], torch.nextafter(x[3], above))
+    torch.testing.assert_close(x, plain, rtol=4 * torch.finfo(dtype).eps, atol=0)
+    apart = plain.diff() > 1e-4 * plain[1:].abs()
+    assert torch.equal(x[1:][apart][-1:], plain[1:][apart][-1:])
+
+
+def test_what_lifts_an_entry_has_no_part_in_its_slope():
+    z = torch.tensor([[1.0, -90.0, -90.0, 0.5]], requires_grad=True)
+    x = bijection(stk.ordered).constrain(z)
+    (slope,) = torch.autograd.grad(x.sum(), z)
+    torch.testing.assert_close(slope, torch.tensor([[4.0, 0.0, 0.0, math.exp(0.5)]]))
+    jacobian = torch.func.vmap(torch.func.jacrev(bijection(stk.ordered).constrain))(z.detach())
+    torch.testing.assert_close(jacobian[0].sum(0), slope[0])
+
+
+def test_what_is_not_finite_is_left_so():
+    z = torch.tensor([[0.0, 100.0, 0.0], [-torch.inf, 0.0, 0.0], [0.0, torch.nan, 0.0]])
+    x = bijection(stk.ordered).constrain(z)
+    assert x[0].tolist() == [0.0, torch.inf, torch.inf]
+    assert not bool(x[1:, 1:].isfinite().any())
+    assert not bool(stk.ordered.check(x).any())
+
+
+def test_draws_whose_gaps_are_lost_are_starts():
+    """Of a law that lies where float32 does not resolve the gaps: a run goes on from what it drew."""
+    far = stk.Energy(lambda x: (x - 1e6).square().sum(1) / 0.02, (3,))
+    field = stk.constrained(far, stk.ordered)
+    init = torch.tensor([1e6, 1e6 + 0.0625, 1e6 + 0.125]).expand(16, 3)
+    draws = stk.sample(field, stk.ULA(1e-3), chains=16, steps=40, init=init)
+    assert draws.failures == {}
+    assert bool((draws.x.diff(dim=-1) > 0).all())
+    assert bool((draws.x.diff(dim=-1) == 0.0625).any())
+    assert stk.sample(field, stk.ULA(1e-3), chains=16, steps=2, init=draws.final).failures == {}
 
 
 def test_entries_of_a_simplex_are_alike():

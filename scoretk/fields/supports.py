@@ -11,9 +11,10 @@ computed from the nearer end, on a simplex and for correlations from logarithms:
     Cholesky factors    L_ii = exp(z_ii); of correlations
                         L_ij = tanh(z_ij) prod_(k<j) sech(z_ik), the last without tanh
     positive definite   x = L L^T
+    ordered             x_k = x_(k-1) + exp(z_k)
 
-with `s(z) = 1 / (1 + exp(-z))`. What rounds onto an end is moved to the last number inside, so that
-x is always in the support.
+with `s(z) = 1 / (1 + exp(-z))`. What rounds onto an end is moved to the last number inside, and what
+rounds onto the entry before it to the next number, so that x is always in the support.
 
 References:
     Carpenter, Gelman, Hoffman, Lee, Goodrich, Betancourt, Brubaker, Guo, Li, Riddell, "Stan: a
@@ -27,8 +28,9 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -502,9 +504,19 @@ ordered = _Ordered()
 """The constraint of strictly increasing vectors, for use as those of torch."""
 
 
+WHOLE: Mapping[torch.dtype, torch.dtype] = MappingProxyType(
+    {torch.float16: torch.int16, torch.bfloat16: torch.int16}
+    | {torch.float32: torch.int32, torch.float64: torch.int64}
+)
+"""The whole numbers that have the bits of a dtype."""
+
+
 @dataclass(frozen=True)
 class Ordered:
-    """`x_1 = z_1, x_k = x_(k-1) + exp(z_k)`."""
+    """`x_1 = z_1, x_k = x_(k-1) + exp(z_k)`.
+
+    Where a gap is lost beside a large number, x_k is the next number after x_(k-1).
+    """
 
     event_dim = 1
 
@@ -514,7 +526,7 @@ class Ordered:
         return shape
 
     def constrain(self, z: Tensor) -> Tensor:
-        return torch.cat([z[..., :1], z[..., 1:].exp()], -1).cumsum(-1)
+        return self.clamped(torch.cat([z[..., :1], z[..., 1:].exp()], -1).cumsum(-1))
 
     def unconstrain(self, x: Tensor) -> Tensor:
         return torch.cat([x[..., :1], x.diff(dim=-1).log()], -1)
@@ -523,10 +535,20 @@ class Ordered:
         return z[..., 1:].sum(-1)
 
     def clamped(self, x: Tensor) -> Tensor:
-        return x
+        found = x.detach()
+        bits = found.view(WHOLE[x.dtype])
+        place = torch.arange(x.shape[-1], dtype=bits.dtype, device=x.device)
+        rank = (_mirrored(bits) - place).cummax(-1).values + place
+        lifted = _mirrored(rank).view(x.dtype)
+        return torch.where(lifted > found, x + (lifted - found), x)
 
     def contains(self, x: Tensor) -> Tensor:
         return ordered.check(x)
+
+
+def _mirrored(bits: Tensor) -> Tensor:
+    """From the bits of a floating-point number to its rank, one above the number's before it, and back."""
+    return torch.where(bits >= 0, bits, torch.iinfo(bits.dtype).min - bits)
 
 
 class Joined:
