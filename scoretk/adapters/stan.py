@@ -37,12 +37,12 @@ import torch
 from torch import Tensor
 
 from scoretk.adapters.owned import Both, Owned, called, check_repeats, inner
-from scoretk.core.arguments import tensor_like
 from scoretk.core.keywords import explained
 from scoretk.errors import InvalidArgument
 from scoretk.fields.constrained import Constrained
 from scoretk.fields.foreign import misfit
 from scoretk.fields.layout import Layout, Variable, layout_of, variable_name
+from scoretk.fields.variables import outside, rows_by_name
 
 __all__ = ["from_stan"]
 
@@ -78,7 +78,7 @@ def from_stan(model: Any) -> Constrained:
     energy = Owned(owner.value, owner.both, called("from_stan", model))
     check_repeats("model", lambda: owner.value(inner(*free)))
     users = _OfParameters(owner, layout, to_parameters)
-    return Constrained(users, to_parameters, free, "the parameters of Stan", direct=energy)
+    return Constrained(users, to_parameters, free, TOLD, direct=energy)
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,6 +161,8 @@ TIES: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType(
     }
 )
 """What leads values onto a tie that Stan's types have, and leaves those that hold it as they are."""
+TOLD = "the parameters of Stan"
+"""What messages call their supports, which Stan does not name."""
 ROUNDED = 1e-6
 """How far from a tie values of float32 may be, in units of the largest."""
 HOLDS = 1e-10
@@ -268,7 +270,7 @@ class _OfParameters:
     @property
     def variables(self) -> _Parameters:
         """The names of the parameters."""
-        return _Parameters(self.layout)
+        return _Parameters(self.layout, self.transform)
 
     def energy(self, x: Tensor) -> Tensor:
         """Minus Stan's log density of the parameters, `(batch,)`; autograd does not see into it."""
@@ -280,22 +282,30 @@ class _Parameters:
     """What the draws of a Stan model hold."""
 
     layout: Layout
+    transform: _StansMap
 
     def values(self, x: Tensor) -> Tensor:
         return x
 
     def point(self, values: Mapping[str, Any]) -> Tensor:
-        shapes = self.layout.shapes
-        if not isinstance(values, Mapping) or values.keys() != shapes.keys():
-            raise InvalidArgument(
-                "init", values, f"one value a chain of each of {', '.join(shapes)}"
+        x = self.layout.joined(rows_by_name(values, self.layout.shapes))
+        if not bool(self.transform.contains(x).all()):
+            name = self._outside(x)
+            argument, value = (
+                ("init", values) if name is None else (f"init[{name!r}]", values[name])
             )
-        return self.layout.joined(
-            {
-                name: tensor_like(f"init[{name!r}]", values[name], (None, *shape))
-                for name, shape in shapes.items()
-            }
-        )
+            raise outside(argument, value, TOLD)
+        return x
+
+    def _outside(self, x: Tensor) -> str | None:
+        """The first parameter whose values Stan refuses beside others that it takes; None for none.
+
+        Stan says of a whole point whether it is one.
+        """
+        free = x.new_zeros((len(x), *self.transform.free_shape(())))
+        good, given = (self.layout.split(y) for y in (self.transform.constrain(free), x))
+        moved = ((name, self.layout.joined(good | {name: given[name]})) for name in given)
+        return next((n for n, y in moved if not bool(self.transform.contains(y).all())), None)
 
 
 def _layout(names: list[str]) -> tuple[Layout, Tensor]:

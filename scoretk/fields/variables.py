@@ -45,6 +45,8 @@ __all__ = [
     "check_takes",
     "named",
     "of_some",
+    "outside",
+    "rows_by_name",
     "variables_of",
 ]
 
@@ -120,34 +122,11 @@ class Variables:
         return x
 
     def point(self, values: Mapping[str, Any]) -> Tensor:
-        shapes = self.layout.shapes
-        if not isinstance(values, Mapping) or values.keys() != shapes.keys():
-            given = [*values] if isinstance(values, Mapping) else values
-            raise InvalidArgument(
-                "init",
-                given,
-                f"one value a chain of each of {', '.join(shapes)}",
-                _amiss(values, shapes) if isinstance(values, Mapping) else "",
-            )
-        rows = {
-            name: tensor_like(f"init[{name!r}]", values[name], (None, *shape))
-            for name, shape in shapes.items()
-        }
-        first = next(iter(rows))
+        rows = rows_by_name(values, self.layout.shapes)
         for (name, v), part in zip(self.specs.items(), self.parts, strict=True):
             row = rows[name]
-            if len(row) != len(rows[first]) or row.device != rows[first].device:
-                raise InvalidArgument(
-                    f"init[{name!r}]",
-                    row,
-                    f"one row a chain on one device, as init[{first!r}] has: "
-                    f"{len(rows[first])} on {rows[first].device}",
-                )
-            inside = part.contains(row).all() and part.unconstrain(row).isfinite().all()
-            if not bool(inside):
-                raise InvalidArgument(
-                    f"init[{name!r}]", values[name], f"values inside the constraint {v.constraint}"
-                )
+            if not bool(part.contains(row).all() and part.unconstrain(row).isfinite().all()):
+                raise outside(f"init[{name!r}]", values[name], v.constraint)
         return self.layout.joined(rows)
 
     # The bijection, part by part.
@@ -198,6 +177,48 @@ class Variables:
             for name, part in zip(self.specs, self.parts, strict=True)
         }
         return x, self._log_jacobian(free, x)
+
+
+def rows_by_name(values: Any, shapes: Mapping[str, Shape]) -> dict[str, Tensor]:
+    """Starts by name, as tensors of one row a chain.
+
+    Args:
+        values: What a user gives as `init`.
+        shapes: The shape of each variable.
+
+    Returns:
+        `(chains, *shape)` by name, in the order of the shapes; all are finite, and on one device.
+
+    Raises:
+        InvalidArgument: A value is missing, is no variable's, or has another shape or other rows.
+    """
+    if not isinstance(values, Mapping) or values.keys() != shapes.keys():
+        by_name = isinstance(values, Mapping)
+        raise InvalidArgument(
+            "init",
+            [*values] if by_name else values,
+            f"one value a chain of each of {', '.join(shapes)}",
+            _amiss(values, shapes) if by_name else "",
+        )
+    rows = {
+        name: tensor_like(f"init[{name!r}]", values[name], (None, *shape))
+        for name, shape in shapes.items()
+    }
+    first = next(iter(rows))
+    for name, row in rows.items():
+        if len(row) != len(rows[first]) or row.device != rows[first].device:
+            raise InvalidArgument(
+                f"init[{name!r}]",
+                row,
+                f"one row a chain on one device, as init[{first!r}] has: "
+                f"{len(rows[first])} on {rows[first].device}",
+            )
+    return rows
+
+
+def outside(argument: str, value: Any, constraint: Any) -> InvalidArgument:
+    """The error for a start that is not in its support."""
+    return InvalidArgument(argument, value, f"values inside the constraint {constraint}")
 
 
 def _amiss(given: Iterable[Any], known: Mapping[str, Any]) -> str:

@@ -1268,8 +1268,63 @@ def test_what_misses_stans_types_by_a_rounding_is_led_there():
     point = field.variables.point(init)
     torch.testing.assert_close(field.constrain(field.unconstrain(point)), point)
     for wrong in (p + 1e-4, p * 1.001):
-        with pytest.raises(InvalidArgument, match="inside the constraint the parameters of Stan"):
+        with pytest.raises(InvalidArgument, match=r"init\['p'\].*the parameters of Stan"):
             stk.sample(field, stk.MALA(0.3), chains=2, steps=3, init=init | {"p": wrong})
+
+
+GOOD = {"mu": torch.zeros(3), "tau": torch.ones(3), "theta": torch.zeros(3, 8)}
+WRONG_STARTS = {
+    "one is missing": {"mu": GOOD["mu"], "tau": GOOD["tau"]},
+    "a name is mistyped": {"mu": GOOD["mu"], "tau": GOOD["tau"], "thetas": GOOD["theta"]},
+    "no names": [1.0, 2.0],
+    "another shape": GOOD | {"theta": torch.zeros(3, 7)},
+    "other rows": GOOD | {"tau": torch.ones(2)},
+    "no number": GOOD | {"mu": torch.full((3,), math.nan)},
+    "infinite": GOOD | {"theta": torch.full((3, 8), math.inf)},
+    "words": GOOD | {"mu": "zero"},
+    "outside": GOOD | {"tau": torch.tensor([1.0, -1.0, 1.0])},
+    "on the edge": GOOD | {"tau": torch.zeros(3)},
+}
+
+
+@pytest.mark.parametrize("case", WRONG_STARTS)
+def test_a_start_by_names_is_refused_as_that_of_any_field(case):
+    """With the words of named variables, of which Stan's supports have no names."""
+    said = []
+    for field in (stk.from_stan(StanModel()), TRUE):
+        with pytest.raises(InvalidArgument) as told:
+            field.variables.point(WRONG_STARTS[case])
+        said.append(re.sub(", got .*|constraint.*", "", str(told.value)))
+    ours, theirs = said
+    order = ours.replace("theta, mu, tau", "mu, tau, theta")
+    assert order.replace("init['theta'] has", "init['mu'] has") == theirs
+
+
+class Apart(OfNames):
+    """b above a: what the second may be hangs on the first."""
+
+    NAMES = ("a", "b")
+
+    def param_constrain(self, row):
+        return np.array([row[0], row[0] + np.exp(row[1])])
+
+    def param_unconstrain(self, row):
+        if not row[1] > row[0]:
+            raise RuntimeError("lb_free: Lower bounded variable is 0, but must be greater")
+        return np.array([row[0], np.log(row[1] - row[0])])
+
+
+Apart.__module__ = "bridgestan.model"
+
+
+def test_a_start_of_parameters_that_do_not_fit_each_other_is_refused():
+    field = stk.from_stan(Apart())
+    point = field.variables.point
+    assert point({"a": torch.tensor([5.0]), "b": torch.tensor([6.0])}).tolist() == [[5.0, 6.0]]
+    with pytest.raises(InvalidArgument, match=r"init\['b'\]: expected values inside"):
+        point({"a": torch.tensor([0.5]), "b": torch.tensor([-0.5])})
+    with pytest.raises(InvalidArgument, match="init: expected values inside"):
+        point({"a": torch.tensor([0.9]), "b": torch.tensor([0.8])})
 
 
 def test_a_model_of_stan_is_its_data_and_library_and_no_place_in_memory(tmp_path):
