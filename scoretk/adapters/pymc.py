@@ -327,10 +327,15 @@ def _variable(model: Any, rv: Any, start: Any) -> Variable:
         "IntervalTransform": lambda: _interval(transform, rv),
         "SimplexTransform": lambda: constraints.simplex,
         "Ordered": lambda: ordered,
+        "CholeskyCovPacked": lambda: _packed_factor(transform, free.shape[-1]),
     }
     if kind not in known:
+        law = _operation(rv).removesuffix("RV")
         raise InvalidArgument(
-            "model", f"{rv.name} under {kind}", f"variables under {', '.join(known)}"
+            "model",
+            f"{rv.name}, of {law} under {kind}",
+            f"variables under {', '.join(known)}",
+            INSTEAD.get(law, "Leave out its transform=, or give it one of these"),
         )
     shape = tuple(free.shape)
     if kind == "SimplexTransform":
@@ -406,6 +411,14 @@ def _operation(variable: Any) -> str:
     return type(getattr(op, "scalar_op", op)).__name__
 
 
+INSTEAD = {
+    "LKJCorr": "Sample the factor, chol, corr, stds = pm.LKJCholeskyCov(name, n, eta, "
+    "sd_dist=pm.Exponential.dist(1)), whose corr has this law; stds need not be used",
+    "ZeroSumNormal": "Sample what is free, free = pm.Normal(name, 0, sigma, shape=(..., n - 1)), and make the "
+    "values of it, pm.Deterministic(other, pm.distributions.transforms.ZeroSumTransform([-1]).backward(free)), "
+    "which have this law; the axes are n_zerosum_axes=, each of them one entry less",
+}
+"""What has the same law as one whose support has no bijection here, by its name in PyMC."""
 OF_POINTS = ("CensoredRV", "DiracDeltaRV")
 """Laws of PyMC with point masses; hurdles are mixtures with one of the second."""
 ROUNDINGS = ("Ceil", "Clip", "Floor", "RoundHalfAwayFromZero", "RoundHalfToEven", "Sign", "Trunc")
@@ -431,6 +444,13 @@ def _interval(transform: Any, rv: Any) -> Any:
     if low is None:
         return constraints.less_than(high)
     return constraints.greater_than(low) if high is None else constraints.interval(low, high)
+
+
+def _packed_factor(transform: Any, size: int) -> Any:
+    """The support of a covariance's Cholesky factor, row by row: a positive diagonal."""
+    diagonal = {*transform.diag_idxs.eval().tolist()}
+    parts = [constraints.positive if i in diagonal else constraints.real for i in range(size)]
+    return constraints.cat(parts, dim=-1, lengths=[1] * size)
 
 
 def _number(rv: Any, bound: Any) -> Tensor | None:

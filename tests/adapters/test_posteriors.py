@@ -1066,6 +1066,53 @@ class TestPymc:
         torch.testing.assert_close(field.energy(x), torch.tensor(expected).double())
         assert field.score(x).shape == x.shape
 
+    def test_a_covariances_factor_has_its_own_density(self):
+        """Packed row by row, its diagonal positive: PyMC's density in free coordinates, whose map is the same."""
+        pm = importing("pymc")
+        with pm.Model() as model:
+            chol, _, _ = pm.LKJCholeskyCov("c", n=3, eta=2.0, sd_dist=pm.Exponential.dist(1.0))
+            pm.MvNormal("y", np.zeros(3), chol=chol, observed=np.array([0.3, -1.0, 0.5]))
+        field = stk.from_pymc(model)
+        generator = torch.Generator().manual_seed(0)
+        z = torch.randn(5, 6, generator=generator, dtype=torch.float64)
+        own, name = model.compile_logp(), model.value_vars[0].name
+        expected = torch.tensor([-float(own({name: row.numpy()})) for row in z]).double()
+        torch.testing.assert_close(field.energy(z), expected, rtol=1e-6, atol=1e-6)
+        draws = stk.sample(field, stk.MALA(0.05), chains=4, steps=5)
+        assert draws.failures == {}
+        assert bool((draws["c"][..., [0, 2, 5]] > 0).all())
+
+    def test_supports_without_a_bijection_name_what_has_the_same_law(self):
+        pm = importing("pymc")
+        transforms, laws = importing("pymc.distributions.transforms"), {}
+        for name, make, way in (
+            ("LKJCorr", lambda: pm.LKJCorr("a", n=3, eta=2.0), r"pm\.LKJCholeskyCov\(name, n, eta"),
+            (
+                "ZeroSumNormal",
+                lambda: pm.ZeroSumNormal("a", 2.0, shape=5),
+                r"ZeroSumTransform\(\[-1\]",
+            ),
+            (
+                "Normal",
+                lambda: pm.Normal("a", transform=transforms.log_exp_m1),
+                "Leave out its trans",
+            ),
+        ):
+            with pm.Model() as model:
+                make()
+            with pytest.raises(InvalidArgument, match=rf"a, of {name} under.*{way}"):
+                stk.from_pymc(model)
+            laws[name] = model
+        with pm.Model() as model:  # as the message says: the covariance is 4 (1 - 1/5)
+            free = pm.Normal("a", 0, 2.0, shape=4)
+            pm.Deterministic("b", transforms.ZeroSumTransform([-1]).backward(free))
+        x = torch.tensor([[0.3, -1.0, 0.7, 2.0]]).double()
+        values = model["b"].eval({model["a"]: x[0].numpy()})
+        assert abs(values.sum()) < 1e-12
+        theirs = laws["ZeroSumNormal"].compile_logp(jacobian=False)
+        at = float(theirs({laws["ZeroSumNormal"].value_vars[0].name: x[0].numpy()}))
+        assert float(-stk.from_pymc(model).energy(x)) == pytest.approx(at, rel=1e-6)
+
     def test_a_mini_batch_is_refused(self):
         pm = importing("pymc")
         part = pm.Minibatch(torch.zeros(8).double().numpy(), batch_size=3)
