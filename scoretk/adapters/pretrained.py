@@ -43,6 +43,7 @@ from scoretk.plugins import find_model, load
 __all__ = ["load_pretrained", "save_pretrained"]
 
 KIND, WEIGHTS, CONFIG, CARD = "pretrained", "model.safetensors", "config.json", "README.md"
+FILES = (WEIGHTS, CONFIG, CARD)
 COND = "cond."
 
 
@@ -55,6 +56,7 @@ def save_pretrained(
     settings: Mapping[str, Any] | None = None,
     cond: Mapping[str, Tensor] | None = None,
     card: str = "",
+    push_to_hub: str | None = None,
 ) -> Path:
     """Write a field's weights, how it is made, and a model card into a folder.
 
@@ -69,6 +71,8 @@ def save_pretrained(
             them it is asked for the answers that tell it from another. `{}` stores such a field without
             its answers.
         card: Text for the model card.
+        push_to_hub: The id of a repository of the Hugging Face hub, "user/name", where the folder is
+            published too; it is made where there is none. None for the folder alone.
 
     Returns:
         The folder.
@@ -78,12 +82,15 @@ def save_pretrained(
 
     Raises:
         InvalidArgument: It is no field, has no module with weights, holds state that is no tensor,
-            does not answer at the conditions, or without, or the settings are not plain.
+            does not answer at the conditions, or without, the settings are not plain, or the hub does
+            not take the folder, which is written then.
+        MissingDependency: It is to be published, and huggingface_hub is not installed.
         UnknownName: No model has this name.
     """
     if not is_field(field):
         resolve(field, ())  # raises, with the way to wrap it
-    _check_texts(model=model, card=card)
+    _check_texts(model=model, card=card, push_to_hub=push_to_hub)
+    hub = None if push_to_hub is None else _hub(push_to_hub)
     if settings is not None and not isinstance(settings, Mapping):
         raise InvalidArgument("settings", settings, "settings by name")
     tensors = _states(field)
@@ -122,6 +129,17 @@ def save_pretrained(
         raise InvalidArgument(
             "field", field_name(field), "weights of dtypes that safetensors holds", str(error)
         ) from error
+    if hub is not None:
+        try:
+            hub.create_repo(push_to_hub, exist_ok=True)
+            hub.upload_folder(repo_id=push_to_hub, folder_path=path, allow_patterns=[*FILES])
+        except Exception as error:  # the hub's own, of HTTP and of rights
+            raise InvalidArgument(
+                "push_to_hub",
+                push_to_hub,
+                "a repository of the hub that you may write to",
+                f"hf auth login, or HF_TOKEN. {path} is written. The hub said: {error}",
+            ) from error
     return path
 
 
@@ -304,17 +322,27 @@ def _folder(folder: str | os.PathLike[str], revision: str | None) -> Path:
     _check_texts(revision=revision)
     if path.is_dir():
         return path
-    if not isinstance(folder, str) or folder.count("/") != 1 or folder.startswith((".", "/")):
+    if not isinstance(folder, str) or not _is_repository(folder):
         raise InvalidArgument(
             "folder", str(folder), "a folder, or the id of a repository, user/name"
         )
-    hub = required("huggingface_hub", "hub", f"The repository {folder!r}")
-    names = [WEIGHTS, CONFIG, CARD]
+    hub = _hub(folder)
     try:
-        found = hub.snapshot_download(folder, revision=revision, allow_patterns=names)
+        found = hub.snapshot_download(folder, revision=revision, allow_patterns=[*FILES])
     except Exception as error:  # the hub's own, of HTTP and of the file system
         raise _unreached(folder, revision, error) from error
     return Path(found)
+
+
+def _is_repository(name: str) -> bool:
+    return name.count("/") == 1 and not name.startswith((".", "/"))
+
+
+def _hub(repository: str) -> Any:
+    """huggingface_hub, which `repository` is asked of."""
+    if not _is_repository(repository):
+        raise InvalidArgument("push_to_hub", repository, "the id of a repository, user/name")
+    return required("huggingface_hub", "hub", f"The repository {repository!r}")
 
 
 def _unreached(folder: str, revision: str | None, error: Exception) -> InvalidArgument:

@@ -7,11 +7,14 @@ the names of the tests (of another module of adapters as `module.test`). `python
 
 import ast
 import re
+import tomllib
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 TESTS = Path(__file__).parent.parent
-PAGE = TESTS.parent / "docs" / "bring-your-own.md"
+ROOT = TESTS.parent
+PAGE = ROOT / "docs" / "bring-your-own.md"
 MODULES = (
     "test_supports",
     "adapters/test_flows",
@@ -26,8 +29,23 @@ MODULES = (
     "adapters/test_own_network",
 )
 """In the order of the page."""
-HEAD = "| bring | line | checked against | version | by |\n|---|---|---|---|---|\n"
+HEAD = "| bring | install | line | checked against | version | by |\n|---|---|---|---|---|---|\n"
+ALONE = frozenset({"flow_matching", "torchcfm", "k-diffusion"})
+"""What is installed without what it asks for: a torchvision of one build of torch, trackers, trainers."""
 OLD = re.compile(r"^\| bring \|.*\n(?:\|.*\n)+", re.MULTILINE)
+
+
+@cache
+def toml():
+    """The extras of the package, with what they install."""
+    told = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    return told["project"]["optional-dependencies"]
+
+
+def extras():
+    """The extra that installs a library, by the library's name: that which begins with it."""
+    first = {re.match(r"[\w-]+", needs[0])[0]: extra for extra, needs in toml().items()}
+    return first | {"scikit-learn": "sklearn"}  # and of the demo
 
 
 class Brought(NamedTuple):
@@ -40,10 +58,18 @@ class Brought(NamedTuple):
     tests: list[str]
     module: str
 
+    @property
+    def install(self):
+        """What is given to pip beside this package: an extra, or the library alone."""
+        name, _, _ = self.library.partition("==")
+        if not name:
+            return ""
+        return f"`--no-deps {name}`" if name in ALONE else f"`'.[{extras()[name]}]'`"
+
     def row(self):
         _, _, version = self.library.partition("==")
-        cells = (self.what, f"`{self.line}`", self.against, version, f"`{Path(self.module).name}`")
-        return f"| {' | '.join(cells)} |\n".replace("|  |", "| |")
+        cells = (self.what, self.install, f"`{self.line}`", self.against, version)
+        return f"| {' | '.join((*cells, f'`{Path(self.module).name}`'))} |\n".replace("|  |", "| |")
 
 
 def parsed(module):

@@ -32,6 +32,16 @@ def test_the_table_is_what_the_tests_declare():
     assert found == [table.table()], "python -m tests.adapters.table writes it"
 
 
+def test_every_library_has_an_extra_or_a_line_of_its_own():
+    named = {name for row in table.brought() if (name := row.library.partition("==")[0])}
+    alone = named - table.extras().keys()
+    assert alone == table.ALONE, (
+        "an extra that begins with the library, or a reason to install it alone"
+    )
+    offered = re.findall(r"\w+", table.toml()["adapters"][0])[1:]
+    assert {table.extras()[name] for name in named - alone} == {*offered, "flows"}
+
+
 @pytest.mark.thorough
 def test_every_test_that_is_declared_is_there():
     for row in table.brought():

@@ -1,5 +1,6 @@
 """Weights in a folder and back: the same bits, a field of a registered model or of the caller's, and no other field."""
 
+import inspect
 import sys
 import types
 import warnings
@@ -21,6 +22,7 @@ BRINGS = [
         [
             "test_a_field_of_the_callers_own_comes_back",
             "test_a_repository_of_the_hub_is_a_folder_of_this_form",
+            "test_a_folder_is_published_where_it_is_asked_for",
             "test_errors_of_the_hub_say_what_to_do",
         ],
     )
@@ -139,6 +141,53 @@ def test_a_repository_of_the_hub_is_a_folder_of_this_form(trained, tmp_path, mon
         stk.load_pretrained("someone/field", diffusion())
     with pytest.raises(InvalidArgument, match="a folder, or the id"):
         stk.load_pretrained(str(tmp_path / "nothing" / "here"))
+
+
+def test_a_folder_is_published_where_it_is_asked_for(trained, tmp_path, monkeypatch):
+    """By calls that the library itself takes, of the three files alone; and read back from there."""
+    hub, made, there = types.ModuleType("huggingface_hub"), [], tmp_path / "there"
+    hub.create_repo = lambda *args, **options: made.append((args, options))
+
+    def upload_folder(*, repo_id, folder_path, allow_patterns):
+        assert repo_id == "someone/field"
+        there.mkdir()
+        for name in allow_patterns:
+            (there / name).write_bytes((folder_path / name).read_bytes())
+
+    hub.upload_folder = upload_folder
+    hub.snapshot_download = lambda name, **options: str(there)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    stk.save_pretrained(trained, tmp_path / "a", push_to_hub="someone/field")
+    assert made == [(("someone/field",), {"exist_ok": True})]
+    found = stk.load_pretrained("someone/field", diffusion())
+    assert torch.equal(found.velocity(X, 0.3), trained.velocity(X, 0.3))
+
+
+def test_what_is_called_to_publish_is_the_hubs(trained):
+    hub = pytest.importorskip("huggingface_hub")
+    inspect.signature(hub.create_repo).bind("someone/field", exist_ok=True)
+    told = {"repo_id": "someone/field", "folder_path": ".", "allow_patterns": ["README.md"]}
+    inspect.signature(hub.upload_folder).bind(**told)
+
+
+def test_a_hub_that_takes_nothing_leaves_the_folder(trained, tmp_path, monkeypatch):
+    hub, error = types.ModuleType("huggingface_hub"), OSError("403 forbidden")
+
+    def refuses(*args, **options):
+        raise error
+
+    hub.create_repo = refuses
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    with pytest.raises(InvalidArgument, match=r"may write to.*hf auth login.*403") as told:
+        stk.save_pretrained(trained, tmp_path / "a", push_to_hub="someone/field")
+    assert told.value.__cause__ is error
+    stk.load_pretrained(tmp_path / "a", diffusion())
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(MissingDependency, match=r"scoretk\[hub\]"):
+        stk.save_pretrained(trained, tmp_path / "b", push_to_hub="someone/field")
+    with pytest.raises(InvalidArgument, match="user/name"):
+        stk.save_pretrained(trained, tmp_path / "b", push_to_hub="field")
+    assert not (tmp_path / "b").exists()
 
 
 HUB_ERRORS = {
