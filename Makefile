@@ -36,7 +36,7 @@ bench: $(STAMP)
 adapters:
 	$(MAKE) VENV=.venv-adapters .venv-adapters/.installed
 	.venv-adapters/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[adapters]'
-	.venv-adapters/bin/pip install --quiet --disable-pip-version-check --no-deps flow_matching torchcfm k-diffusion
+	.venv-adapters/bin/pip install --quiet --disable-pip-version-check --no-deps torchcfm k-diffusion
 	# Stan's sources and compiler, of which test_stan.py compiles two programs; it is left out where no wheel fits.
 	-.venv-adapters/bin/pip install --quiet --disable-pip-version-check --no-deps --only-binary :all: httpstan
 	# azula brings torchvision, which fits one build of torch: beside another it keeps diffusers from importing.

@@ -30,8 +30,8 @@ MODULES = (
 )
 """In the order of the page."""
 HEAD = "| bring | install | line | checked against | version | by |\n|---|---|---|---|---|---|\n"
-ALONE = frozenset({"flow_matching", "torchcfm", "k-diffusion"})
-"""What is installed without what it asks for: a torchvision of one build of torch, trackers, trainers."""
+ALONE = frozenset({"k-diffusion"})
+"""What is installed without what it asks for, which does not fit beside our pins."""
 OLD = re.compile(r"^\| bring \|.*\n(?:\|.*\n)+", re.MULTILINE)
 
 

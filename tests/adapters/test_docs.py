@@ -39,7 +39,7 @@ def test_every_library_has_an_extra_or_a_line_of_its_own():
         "an extra that begins with the library, or a reason to install it alone"
     )
     offered = re.findall(r"\w+", table.toml()["adapters"][0])[1:]
-    assert {table.extras()[name] for name in named - alone} == {*offered, "flows"}
+    assert {table.extras()[name] for name in named - alone} == {*offered, "flows", "torchcfm"}
 
 
 @pytest.mark.thorough
