@@ -11,7 +11,7 @@ from torch.distributions import constraints
 import scoretk as stk
 from scoretk.errors import LONGEST, SHOWN, InvalidArgument, UnknownName
 from scoretk.fields.alike import alike
-from scoretk.fields.answers import check_rows, unwritten
+from scoretk.fields.answers import check_rows, noted, unwritten
 
 
 def overwritten(x):
@@ -386,3 +386,15 @@ def test_refusals_say_how_a_field_was_made():
             call()
     draws = stk.sample(timed, corrected, chains=2)  # which predicts the data
     assert draws.ok.all()
+
+
+@pytest.mark.parametrize("others", [[], ["first"], ["first", "second"]])
+def test_an_error_is_noted_once_whoever_else_noted_it(others):
+    error = RuntimeError("of the user's")
+    for _ in range(2):
+        noted(error, "energy", {"x": torch.zeros(2, 3)})
+        for other in others:
+            error.add_note(other)
+    ours = [note for note in error.__notes__ if note not in others]
+    assert len(ours) == 1
+    assert "x of shape (2, 3)" in ours[0]

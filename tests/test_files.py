@@ -1,5 +1,6 @@
 """Files: every byte counts, whatever is wrong is told and the file stays as it was; paths are checked before a run."""
 
+import hashlib
 import io
 import json
 import math
@@ -539,3 +540,15 @@ def test_a_folder_that_cannot_be_replaced_stays(monkeypatch, tmp_path, fails_at)
     files.replace_folder(target, write)
     assert (target / "zarr.json").read_text() == "new"
     assert [p.name for p in tmp_path.iterdir()] == ["d.zarr"]
+
+
+def test_a_seal_is_the_sum_of_the_file_with_64_zeros_in_its_place(tmp_path):
+    """A second transcription: files of one release are read by the next."""
+    path = tmp_path / "some.safetensors"
+    sealed.write_sealed(path, "run", {"x": torch.arange(3.0)}, {"of": 1})
+    with safe_open(path, "pt") as file:
+        seal = json.loads(file.metadata()["scoretk"])["seal"]
+    content = path.read_bytes()
+    assert content.count(seal.encode()) == 1
+    blank = content.replace(seal.encode(), b"0" * 64)
+    assert hashlib.sha256(blank).hexdigest() == seal

@@ -408,3 +408,10 @@ def test_annealing_takes_chains_as_they_are_and_resampling_whole_islands():
     assert len(stk.log_partition(field, method="ais", **run).value.shape) == 0
     with pytest.raises(stk.InvalidArgument, match="whole islands of 256"):
         stk.log_partition(field, method="smc", **run)
+
+
+@pytest.mark.parametrize("name", ["weights", "step_sizes", "moves"])
+@pytest.mark.parametrize("value", ["12", b"12", {1, 2}, 2], ids=repr)
+def test_levels_are_given_as_a_row_of_numbers(name, value):
+    with pytest.raises(stk.errors.InvalidArgument, match=f"{name}.*a tuple of numbers"):
+        Ladder(**{"weights": (0.0, 0.5, 1.0), name: value})
