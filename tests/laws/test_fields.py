@@ -677,3 +677,26 @@ def test_a_combination_asks_a_field_for_the_answer_that_it_has(name, join):
     torch.testing.assert_close(found, ratio * right, rtol=1e-9, atol=1e-9)
     if name == "score":  # its own, also where a conversion has none
         torch.testing.assert_close(joined.score(x, 1.0), ratio * field.answer(x, 1.0))
+
+
+class Together:
+    """An energy and its gradient in one call, the latter in float64 whatever x is, as NumPy's often are."""
+
+    provides = frozenset({"energy"})
+    event_shape = (3,)
+
+    def energy(self, x):
+        return x.square().sum(1) / 2
+
+    def energy_and_grad(self, x):
+        return self.energy(x), x.double()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_gradient_has_the_type_of_x_whatever_the_fields_own_has(dtype):
+    x = torch.arange(6, dtype=dtype).reshape(2, 3)
+    fields = Together(), stk.Energy(Together().energy, (3,), grad=lambda y: y.double())
+    for field in fields:
+        energy, gradient = resolve(field, {"energy", "score"}).energy_and_grad(x)
+        assert (energy.dtype, gradient.dtype) == (dtype, dtype)
+        assert torch.equal(gradient, x)
