@@ -64,7 +64,7 @@ class Brought(NamedTuple):
         name, _, _ = self.library.partition("==")
         if not name:
             return ""
-        return f"`--no-deps {name}`" if name in ALONE else f"`'.[{extras()[name]}]'`"
+        return "alone" if name in ALONE else f"`{extras()[name]}`"
 
     def row(self):
         _, _, version = self.library.partition("==")
