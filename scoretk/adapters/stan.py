@@ -27,6 +27,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from hashlib import sha256
+from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -171,12 +172,16 @@ HOLDS = 1e-10
 
 def _ties(over: _StansMap, free: int) -> dict[str, tuple[str, ...]]:
     """What Stan's parameters tie among their numbers, by name, found at a few points."""
-    generator = torch.Generator().manual_seed(0)
-    z = torch.randn((8, free), generator=generator, dtype=torch.float64)
-    x = over.constrain(z)
+    x = over.constrain(_few_points(free))
     values = over.layout.split(x[x.isfinite().all(-1)])
     found = {name: tuple(tie for tie in TIES if _holds(tie, v)) for name, v in values.items()}
     return {name: ties for name, ties in found.items() if ties}
+
+
+def _few_points(free: int) -> Tensor:
+    """Eight free points, `(8, free)`."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn((8, free), generator=generator, dtype=torch.float64)
 
 
 def _holds(tie: str, values: Tensor) -> bool:
@@ -298,14 +303,22 @@ class _Parameters:
         return x
 
     def _outside(self, x: Tensor) -> str | None:
-        """The first parameter whose values Stan refuses beside others that it takes; None for none.
+        """The parameter whose values Stan refuses, or the first of several; None where it is not found.
 
-        Stan says of a whole point whether it is one.
+        Stan says of a whole point whether it is one. Where one parameter is at fault, the point is
+        one with others in its place; where several are, each is not one beside others that Stan
+        takes. (Bounds may depend on other parameters, so that the second does not do for both.)
         """
-        free = x.new_zeros((len(x), *self.transform.free_shape(())))
-        good, given = (self.layout.split(y) for y in (self.transform.constrain(free), x))
-        moved = ((name, self.layout.joined(good | {name: given[name]})) for name in given)
-        return next((n for n, y in moved if not bool(self.transform.contains(y).all())), None)
+        (free,) = self.transform.free_shape(())
+        z = _few_points(free)[:1].expand(len(x), -1)  # not 0, where a unit vector has no direction
+        good, given = (self.layout.split(y) for y in (self.transform.constrain(z).to(x), x))
+
+        def is_one(values: Mapping[str, Tensor]) -> bool:
+            return bool(self.transform.contains(self.layout.joined(values)).all())
+
+        mended = (name for name in given if is_one(given | {name: good[name]}))
+        refused = (name for name in given if not is_one(good | {name: given[name]}))
+        return next(chain(mended, refused), None)
 
 
 def _layout(names: list[str]) -> tuple[Layout, Tensor]:
