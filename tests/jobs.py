@@ -425,10 +425,10 @@ def outlasts():
     time.sleep(rank())
 
     def call():
-        with stk.distributed(timeout=5.0):
+        with stk.distributed(timeout=9.0):
             for _ in range(4):
                 stk.sample(FIELD, stk.MALA(0.3), 8, 2, batch=4)
-                time.sleep(2.0)
+                time.sleep(3.0)
             time.sleep(0.5 * rank())
 
     return raised(call)

@@ -303,22 +303,27 @@ class _Parameters:
         return x
 
     def _outside(self, x: Tensor) -> str | None:
-        """The parameter whose values Stan refuses, or the first of several; None where it is not found.
+        """The parameter whose values Stan refuses beside others that it takes; None for none.
 
-        Stan says of a whole point whether it is one. Where one parameter is at fault, the point is
-        one with others in its place; where several are, each is not one beside others that Stan
-        takes. (Bounds may depend on other parameters, so that the second does not do for both.)
+        Stan says of a whole point whether it is one, and bounds may depend on other parameters: of
+        several that are refused it is the one without which the point is one, or else the first.
         """
         (free,) = self.transform.free_shape(())
-        z = _few_points(free)[:1].expand(len(x), -1)  # not 0, where a unit vector has no direction
-        good, given = (self.layout.split(y) for y in (self.transform.constrain(z).to(x), x))
+        z = _few_points(free)
+        tried = self.transform.constrain(torch.cat([z.new_zeros(1, free), z])).to(x)
+        taken = tried[
+            self.transform.contains(tried)
+        ]  # 0 is none where a unit vector has no direction
+        if not len(taken):
+            return None
+        good, given = (self.layout.split(y) for y in (taken[:1].expand_as(x), x))
 
         def is_one(values: Mapping[str, Tensor]) -> bool:
             return bool(self.transform.contains(self.layout.joined(values)).all())
 
-        mended = (name for name in given if is_one(given | {name: good[name]}))
-        refused = (name for name in given if not is_one(good | {name: given[name]}))
-        return next(chain(mended, refused), None)
+        refused = [name for name in given if not is_one(good | {name: given[name]})]
+        at_fault = (name for name in refused if is_one(given | {name: good[name]}))
+        return next(chain(at_fault, refused), None)
 
 
 def _layout(names: list[str]) -> tuple[Layout, Tensor]:
