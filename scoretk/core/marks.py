@@ -1,7 +1,7 @@
 """Marks by which it is seen that a tensor has changed, without reading all of it to a digest.
 
-A mark is the tensor's address, torch's count of its changes, and a sum of all its bits: torch does not
-count changes by way of `.data`, or of memory that it shares with an array of numpy.
+A mark is the tensor's address and shape, torch's count of its changes, and a sum of all its bits: torch
+does not count changes by way of `.data`, or of memory that it shares with an array of numpy.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 __all__ = ["marks", "whole_tensor"]
 
@@ -43,16 +44,16 @@ def marks(tensors: list[Tensor]) -> list[Any]:
         read = torch.stack([s for _, s in here]).tolist()
         totals |= {i: total for (i, _), total in zip(here, read, strict=True)}
     return [
-        (tensor._version, tensor.data_ptr(), totals[i]) if i in totals else None
+        (tensor._version, tensor.data_ptr(), tensor.shape, tensor.dtype, totals[i])
+        if i in totals
+        else None
         for i, tensor in enumerate(tensors)
     ]
 
 
-INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-"""What numbers of so many bytes are read as, bit by bit."""
 COLUMNS = 1024
-ALONG, ACROSS, REST = 0x9E3779B97F4A7C1, 0xC2B2AE3D27D4EB5, 0x85EBCA77C2B2AE3
-"""Odd numbers without a pattern, by which places are weighed."""
+BLOCK = 256
+"""Rows of so many numbers, and how many of them are read at once: two megabytes."""
 
 
 def _sum(tensor: Tensor) -> Tensor | None:
@@ -67,6 +68,7 @@ def _sum(tensor: Tensor) -> Tensor | None:
         or tensor.is_meta
         or tensor.is_nested
         or tensor.is_complex()
+        or tensor.is_quantized  # read as bytes, they end the process
         or tensor.layout is not torch.strided
     ):
         return None
@@ -77,21 +79,39 @@ def _sum(tensor: Tensor) -> Tensor | None:
 
 
 def _weighed(x: Tensor) -> Tensor:
-    """The weighed sum, large tensors eight bytes at a time, so that it costs about what reading them does."""
-    bits = x.reshape(-1).view(INTEGERS[x.element_size()])
-    row = COLUMNS * 8 // x.element_size()
-    cut = bits.numel() // row * row
-    if cut and x.storage_offset() * x.element_size() % 8 == 0:
-        rows = bits[:cut].view(torch.int64).reshape(-1, COLUMNS)
-        whole = _by_place(rows.sum(0), ACROSS, 1) + _by_place(rows.sum(1), ALONG, 2)
-        return whole + _by_place(bits[cut:], REST, 1)
-    return _by_place(bits, REST, 1)
+    """The weighed sum, eight bytes at a time, so that it costs about what reading them does.
 
-
-def _by_place(values: Tensor, weight: int, first: int) -> Tensor:
-    """Odd places where `first` is odd, and even ones, so that the weight of each number is odd in the end.
-
-    An odd number times a change is no multiple of 2^64: the sign of a number, its highest bit, counts.
+    Each half of the eight bytes has its own weight of 64 bits, so that not even changes of highest
+    bits, of signs, cancel each other. Sums of rows are mixed before they are added in turn: weights
+    of rows times weights of columns would see no permutation of rows and columns of a table.
     """
-    places = torch.arange(first, first + 2 * len(values), 2, device=values.device)
-    return (places * weight * values).sum()
+    raw = x.reshape(-1).view(torch.uint8)
+    bits = raw if raw.storage_offset() % 8 == 0 else raw.clone()
+    cut = len(bits) // (8 * COLUMNS) * 8 * COLUMNS
+    rest = pad(bits[cut:], (0, 8 * COLUMNS + cut - len(bits)))
+    low, high = (_weights(i * COLUMNS, COLUMNS, x.device) for i in range(2))
+    sums = [
+        _products(block, low) + _products(block >> 32, high)
+        for part in (bits[:cut], rest)
+        for block in part.view(torch.int64).reshape(-1, COLUMNS).split(BLOCK)
+    ]
+    rows = torch.cat(sums)
+    return (_mixed(rows) * _weights(2 * COLUMNS, len(rows), x.device)).sum()
+
+
+def _products(rows: Tensor, weights: Tensor) -> Tensor:
+    """The product of each row with the weights, modulo 2^64."""
+    return rows.mv(weights) if rows.device.type == "cpu" else (rows * weights).sum(1)
+
+
+def _weights(first: int, count: int, device: torch.device) -> Tensor:
+    """Odd numbers without a pattern, one a place."""
+    return 2 * _mixed(torch.arange(first + 1, first + count + 1, device=device)) + 1
+
+
+def _mixed(x: Tensor) -> Tensor:
+    """Integers of 64 bits without a pattern, another for another one (as of splitmix64)."""
+    x = x * -0x61C8864680B583EB
+    for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15)):
+        x = (x ^ (x >> shift)) * factor
+    return x ^ (x >> 31)

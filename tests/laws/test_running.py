@@ -260,6 +260,71 @@ def test_a_digest_of_weights_sees_what_torch_does_not_count(size, dtype, monkeyp
         assert len(seen) == 9
 
 
+def _normal(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.randn(*shape, dtype=dtype, generator=torch.Generator().manual_seed(0))
+
+
+def _flipped(x: torch.Tensor) -> None:
+    x.data.copy_(x.data.flip(0))
+
+
+def _last_negated(x: torch.Tensor) -> None:
+    x.data[-1, -2:] *= -1
+
+
+def _rows_changed(x: torch.Tensor) -> None:
+    x.data[[0, 1]] = x.data[[1, 0]]
+
+
+def _corners(x: torch.Tensor) -> None:
+    """Four numbers, so that the sums of the rows of bits and of the columns are as they were."""
+    bits = x.data.view(torch.int64)
+    for change, at in ((8, (0, 0)), (8, (5, 7)), (-8, (0, 7)), (-8, (5, 0))):
+        bits[at] += change
+
+
+def _wider(x: torch.Tensor) -> None:
+    x.data = x.data.view(-1, 2 * x.shape[1])
+
+
+def _as_integers(x: torch.Tensor) -> None:
+    x.data = x.data.view(torch.int64)
+
+
+@pytest.mark.parametrize("columns", [100, 1024])
+@pytest.mark.parametrize(
+    ("kind", "change"),
+    [
+        (_normal, lambda x: x.data.neg_()),
+        (_normal, _last_negated),
+        (_normal, _rows_changed),
+        (torch.eye, _flipped),
+        (_normal, _corners),
+        (torch.zeros, lambda x: x.data[3].neg_()),
+        (_normal, _wider),
+        (_normal, _as_integers),
+    ],
+    ids=["negated", "two signs", "rows", "permuted", "corners", "zeros", "shape", "dtype"],
+)
+def test_a_digest_of_weights_sees_changes_that_cancel_in_a_sum(kind, change, columns):
+    weight = kind(100, columns, dtype=torch.float64)
+    before, version = weights_digest([weight]), weight._version
+    change(weight)
+    assert weight._version == version
+    assert weights_digest([weight]) != before
+    assert weights_digest([weight]) == weights_digest([weight.clone()])
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
+def test_a_digest_of_quantised_weights_is_read_as_their_numbers():
+    values = _normal(200, 200)
+    seen = {
+        weights_digest([torch.quantize_per_tensor(values, scale, 0, torch.quint8)])
+        for scale in (0.1, 0.1, 0.2)
+    }
+    assert len(seen) == 2
+
+
 def test_a_witness_contradicts_another_field():
     solver = stk.MALA(0.1)
     fields = [stk.Energy(lambda x, k=k: k * (x**2).sum(1), (2,)) for k in (1.0, 1.0, 1.01)]
