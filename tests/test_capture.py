@@ -1,5 +1,6 @@
 """What is captured of a run: steps by how long they are, parts for any number of rows, and no other field's."""
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -569,6 +570,30 @@ def test_one_graph_serves_any_numbers_chains_steps_and_seed(monkeypatch, field, 
         torch.testing.assert_close(compiled.final, eager.final)
         made.append(graphs["unique_graphs"])
     assert made[0] == made[1] == made[2] > 0
+
+
+@QUIET
+@pytest.mark.compiled
+@pytest.mark.slow
+@pytest.mark.parametrize("mutant", [False, True])
+def test_data_are_read_in_a_loop_by_any_of_their_attributes(monkeypatch, mutant):
+    """Of a trajectory in a graph, and not by the way for what has no graph."""
+    rows = torch.randn(20, 3, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(capture, "COMPILED_NOISE", False)
+    monkeypatch.setattr(capture.Captured, "_in_calls", lambda *_: 1 / 0)
+    if mutant:
+        monkeypatch.setattr(capture, "as_a_loop", nullcontext)
+
+    def energy(x):
+        misfit = torch.nn.functional.softplus(-(x @ rows.T)).sum(1)
+        return misfit + (x @ rows[:3].mT).square().sum(1) + (x * rows.real[0]).square().sum(1)
+
+    kernel, run = stk.ChEES(0.1, length=0.4, metric="none"), {"chains": 7, "steps": 20, "warmup": 0}
+    with pytest.raises(ZeroDivisionError) if mutant else nullcontext():
+        compiled, eager = (
+            stk.sample(stk.Energy(energy, (3,)), kernel, compile=c, **run) for c in (True, False)
+        )
+        torch.testing.assert_close(compiled.x, eager.x)
 
 
 @QUIET

@@ -1,6 +1,7 @@
 """`compile=True` with fields that the compiler cannot take: a warning that names the line, and the bits of an eager run."""
 
 import itertools
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 
 import scoretk as stk
 from scoretk.core import compiling
-from scoretk.core.compiling import Uncompilable, compiled
+from scoretk.core.compiling import Uncompilable, as_a_loop, compiled, iterate, over_rows
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning"
@@ -167,6 +168,58 @@ def test_every_error_of_the_compilers_is_told_from_a_models(monkeypatch, module)
             stk.Energy(lambda x: x.square().sum(1), (2,)), stk.ULA(0.1), compile=True, **STEPS
         )
     assert torch.equal(again.x, draws.x)
+
+
+@pytest.mark.compiled
+@pytest.mark.parametrize("mutant", [False, True])
+@pytest.mark.parametrize("read", [lambda x: x.T, lambda x: x.mT, lambda x: x.real.t()])
+def test_attributes_of_tensors_from_outside_are_read_within_loops(read, mutant):
+    """Traced only, which is where it fails without a word from torch."""
+    rows = torch.randn(20, 3, generator=torch.Generator().manual_seed(0))
+
+    def gradient(x):
+        return torch.func.grad(lambda x: (x @ read(rows)).square().sum())(x)
+
+    def once(field, carry):
+        return (carry[0] - 1e-3 * gradient(carry[0]),)
+
+    def step(carry, row):
+        (x,) = iterate(once, None, carry, row[0])
+        return (compiling.apart(x),), compiling.apart(x)
+
+    def steps(x, turns):
+        return over_rows(step, (x,), (turns,))
+
+    torch._dynamo.eval_frame.reset_code(steps.__code__)
+    loop = torch.compile(steps, fullgraph=True, backend="eager")
+    x, turns = torch.ones(4, 3), torch.tensor([2, 3])
+    with nullcontext() if mutant else as_a_loop():
+        if mutant:
+            with pytest.raises(AssertionError, match="FakeTensor"):
+                loop(x, turns)
+            return
+        found = loop(x, turns)
+    for done, after in zip((2, 5), found[1], strict=True):
+        torch.testing.assert_close(
+            after, x @ torch.matrix_power(torch.eye(3) - 2e-3 * rows.T @ rows, done)
+        )
+
+
+@pytest.mark.compiled
+def test_an_assertion_of_the_compilers_own_is_its_failure_and_a_models_error_is_not(monkeypatch):
+    """It is not one of the compiler's errors by its type."""
+
+    def fails(*arguments, **named):
+        raise AssertionError("Expected FakeTensor")
+
+    called = compiled(Doubles().twice, "runs")
+    assert torch.equal(called(torch.ones(2)), 2 * torch.ones(2))
+    monkeypatch.setattr("torch._dynamo.convert_frame.transform_code_object", fails)
+    with pytest.raises(Uncompilable, match="Expected FakeTensor"):
+        compiled(Doubles().twice, "fails")(torch.ones(2))
+    monkeypatch.setattr(compiling, "_compile", lambda *_: fails)
+    with pytest.raises(AssertionError, match="Expected FakeTensor"):
+        compiled(Doubles().twice, "runs and fails")(torch.ones(2))
 
 
 def test_what_changes_at_every_call_is_not_compiled_for_ever(monkeypatch):

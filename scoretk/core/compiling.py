@@ -11,14 +11,16 @@ from __future__ import annotations
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import wraps
 from importlib.util import find_spec
 from pathlib import Path
 from sysconfig import get_path
+from traceback import walk_tb
 from types import CodeType, FunctionType, MethodType
 from typing import Any, Protocol, TypeVar
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -39,10 +41,10 @@ __all__ = [
     "Uncompilable",
     "any_length",
     "apart",
+    "as_a_loop",
     "compiled",
     "is_compiled",
     "iterate",
-    "lengths_apart",
     "over_rows",
     "part",
     "parts_compiled_by",
@@ -56,6 +58,8 @@ COMPILER = ("torch._dynamo", "torch._functorch", "torch._inductor", "torch._subc
 """The modules of the compiler's own errors. What a model raises while it is traced becomes one of
 them too.
 """
+TRACER = "torch._dynamo.convert_frame"
+"""The module in which functions are compiled: what is raised in it has not begun to run."""
 OWN = (str(Path(__file__).parent), *torch.__path__)
 STANDARD, INSTALLED = (get_path(name) for name in ("stdlib", "purelib"))
 FRAME = re.compile(r'File "([^"]+)", line (\d+), in (\w+)')
@@ -106,9 +110,9 @@ def compiled(
                 _copies.pop(full_key, None)
                 made, afresh = _compile(function, full_key, options), True
                 return run(*arguments, **named)
-            if not any(kind.__module__.startswith(COMPILER) for kind in type(error).__mro__):
-                raise
-            raise Uncompilable(error) from error
+            if _of_the_compiler(error):
+                raise Uncompilable(error) from error
+            raise
 
     return run
 
@@ -129,20 +133,43 @@ def _compile(
     return torch.compile(bound, fullgraph=True, dynamic=False, options=options)
 
 
+def _of_the_compiler(error: Exception) -> bool:
+    """Whether it is the compiler that failed, if only on an assertion of its own."""
+    kinds = type(error).__mro__
+    places = (frame.f_globals.get("__name__") for frame, _ in walk_tb(error.__traceback__))
+    return any(kind.__module__.startswith(COMPILER) for kind in kinds) or TRACER in places
+
+
 def any_length(x: Tensor, *axes: int) -> Tensor:
     """The tensor, whose axes a function that is compiled for it may then have of any length.
 
     One graph serves all lengths but 1, unless what is compiled needs to know them. Within
-    `lengths_apart` that holds of each axis by itself.
+    `as_a_loop` that holds of each axis by itself.
     """
     torch._dynamo.maybe_mark_dynamic(x, axes)
     return x
 
 
-def lengths_apart() -> AbstractContextManager[None]:
-    """Within this, axes that happen to be equally long need not be so in another call."""
-    patched: AbstractContextManager[None] = symbols.patch(use_duck_shape=False)  # type: ignore[attr-defined]
-    return patched
+@contextmanager
+def as_a_loop() -> Iterator[None]:
+    """Within this, functions are compiled whose graphs hold loops of any lengths.
+
+    Axes that happen to be equally long need not be so in another call. And an attribute of a tensor
+    that a field has from outside, such as `.T`, is read within the loop that asks for it. Torch
+    2.13 reads it before all loops, but keeps a value of it that is under the loop's gradient.
+    """
+    from torch._dynamo.symbolic_convert import InstructionTranslator
+    from torch._dynamo.variables.misc import GetAttrVariable
+
+    def read_here(tensor: Any, name: str) -> Any:
+        graph = InstructionTranslator.current_tx().output.current_tracer
+        if tensor.tracer is graph:
+            return getattr(tensor, name)
+        return graph.create_proxy("call_function", getattr, (tensor, name), {})
+
+    here = patch.object(GetAttrVariable, "create_getattr_proxy", staticmethod(read_here))
+    with symbols.patch(use_duck_shape=False), here:  # type: ignore[attr-defined]
+        yield
 
 
 class PartCompiler(Protocol):

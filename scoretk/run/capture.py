@@ -38,8 +38,8 @@ from scoretk.core.compiling import (
     Uncompilable,
     any_length,
     apart,
+    as_a_loop,
     compiled,
-    lengths_apart,
     over_rows,
 )
 from scoretk.core.devices import on, widest
@@ -484,7 +484,7 @@ class Captured:
         kept, total = schedule.kept_before(step), schedule.kept_before(schedule.total)
         while step < end:
             values, count = tape.read_most(step, end - step)
-            with lengths_apart():
+            with as_a_loop():
                 now, xs, stats = function(_of_any_length(now, grid), *_of_two(step, count, values))
             first = len(xs) - count  # before it are steps that were not made
             if "evaluations" in stats:
