@@ -206,6 +206,21 @@ def test_attributes_of_tensors_from_outside_are_read_within_loops(read, mutant):
 
 
 @pytest.mark.compiled
+@pytest.mark.parametrize("mutant", [False, True])
+def test_a_graph_with_a_number_as_a_tensor_is_traced_once(mutant):
+    size = torch.tensor(0.5, dtype=torch.float64)
+
+    def kick(x):
+        return x - size.to(x.dtype) * x
+
+    torch._dynamo.eval_frame.reset_code(kick.__code__)
+    with nullcontext() if mutant else as_a_loop():
+        torch.compile(kick, fullgraph=True, backend="aot_eager")(torch.ones(2))
+    reasons = torch._dynamo.utils.get_compilation_metrics()[-1].restart_reasons
+    assert bool(reasons) == mutant
+
+
+@pytest.mark.compiled
 def test_an_assertion_of_the_compilers_own_is_its_failure_and_a_models_error_is_not(monkeypatch):
     """It is not one of the compiler's errors by its type."""
 

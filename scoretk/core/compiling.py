@@ -13,14 +13,13 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import wraps
+from functools import partial, wraps
 from importlib.util import find_spec
 from pathlib import Path
 from sysconfig import get_path
 from traceback import walk_tb
 from types import CodeType, FunctionType, MethodType
 from typing import Any, Protocol, TypeVar
-from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -154,22 +153,51 @@ def any_length(x: Tensor, *axes: int) -> Tensor:
 def as_a_loop() -> Iterator[None]:
     """Within this, functions are compiled whose graphs hold loops of any lengths.
 
-    Axes that happen to be equally long need not be so in another call. And an attribute of a tensor
-    that a field has from outside, such as `.T`, is read within the loop that asks for it. Torch
-    2.13 reads it before all loops, but keeps a value of it that is under the loop's gradient.
+    - Axes that happen to be equally long need not be so in another call.
+    - An attribute of a tensor that a field has from outside, such as `.T`, is read within the loop
+      that asks for it. Torch 2.13 reads it before all loops, but keeps a value of it that is under
+      the loop's gradient.
+    - A tensor of one float64 is a tensor and nothing else. Torch traces a graph first as if it
+      could be a Python number, and then once more, which is a fifth of the time to compile.
     """
-    from torch._dynamo.symbolic_convert import InstructionTranslator
     from torch._dynamo.variables.misc import GetAttrVariable
+    from torch._subclasses import fake_tensor
 
-    def read_here(tensor: Any, name: str) -> Any:
-        graph = InstructionTranslator.current_tx().output.current_tracer
-        if tensor.tracer is graph:
-            return getattr(tensor, name)
-        return graph.create_proxy("call_function", getattr, (tensor, name), {})
-
-    here = patch.object(GetAttrVariable, "create_getattr_proxy", staticmethod(read_here))
-    with symbols.patch(use_duck_shape=False), here:  # type: ignore[attr-defined]
+    read, asked = "create_getattr_proxy", "_is_plain_tensor"
+    with (
+        symbols.patch(use_duck_shape=False),  # type: ignore[attr-defined]
+        _replaced(GetAttrVariable, read, staticmethod(_read_here)),
+        _replaced(fake_tensor, asked, partial(_is_plain, vars(fake_tensor).get(asked))),
+    ):
         yield
+
+
+@contextmanager
+def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Within this, another attribute; none where it has none of this name, as in another torch."""
+    own = vars(owner).get(name)
+    if own is None:
+        yield
+        return
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, own)
+
+
+def _read_here(tensor: Any, name: str) -> Any:
+    """The attribute of a tensor in the graph that is being traced, and not in that of the tensor."""
+    from torch._dynamo.symbolic_convert import InstructionTranslator
+
+    graph = InstructionTranslator.current_tx().output.current_tracer
+    if tensor.tracer is graph:
+        return getattr(tensor, name)
+    return graph.create_proxy("call_function", getattr, (tensor, name), {})
+
+
+def _is_plain(own: Any, x: Tensor) -> bool:
+    return not (x.dtype is torch.float64 and x.dim() == 0) and bool(own(x))
 
 
 class PartCompiler(Protocol):
