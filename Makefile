@@ -3,6 +3,8 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Without compiling all of the libraries to bytecode, which takes as long as the rest: what is imported is compiled then.
+PIP = $(BIN)/pip install --quiet --disable-pip-version-check --no-compile
 
 # Tests start dozens of processes, and rewrite two hundred modules: compiled once, not each time.
 unexport PYTHONDONTWRITEBYTECODE
@@ -35,10 +37,10 @@ bench: $(STAMP)
 # The adapters against the libraries themselves, which are large: several GB, in an environment of their own.
 adapters:
 	$(MAKE) VENV=.venv-adapters .venv-adapters/.installed
-	.venv-adapters/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[adapters]'
-	.venv-adapters/bin/pip install --quiet --disable-pip-version-check --no-deps torchcfm k-diffusion
+	.venv-adapters/bin/pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[adapters]'
+	.venv-adapters/bin/pip install --quiet --disable-pip-version-check --no-compile --no-deps torchcfm k-diffusion
 	# Stan's sources and compiler, of which test_stan.py compiles two programs; it is left out where no wheel fits.
-	-.venv-adapters/bin/pip install --quiet --disable-pip-version-check --no-deps --only-binary :all: httpstan
+	-.venv-adapters/bin/pip install --quiet --disable-pip-version-check --no-compile --no-deps --only-binary :all: httpstan
 	# azula brings torchvision, which fits one build of torch: beside another it keeps diffusers from importing.
 	.venv-adapters/bin/python -c 'import torchvision' 2> /dev/null || .venv-adapters/bin/pip uninstall --quiet --yes torchvision
 	.venv-adapters/bin/python -m pytest tests/adapters -m ''
@@ -55,13 +57,14 @@ types: $(STAMP)
 
 # The site, into build/docs; a warning is an error.
 docs: $(STAMP)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	$(PIP) -c constraints.txt -e '.[docs]'
 	$(BIN)/python -m sphinx -E -q -W --keep-going -b html docs build/docs
 	@echo build/docs/index.html
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[all,dev]'
+	$(PIP) -c constraints.txt -e '.[all,dev]'
+	$(BIN)/python -c 'import arviz, hypothesis, pytest, sklearn.datasets, torch._dynamo, zarr'
 	touch $@
 
 clean:

@@ -149,6 +149,7 @@ def test_ways_of_keeping_draws_agree_and_resume(tmp_path):
     assert torch.equal(again.x, whole.x)
 
 
+@pytest.mark.slow
 @pytest.mark.compiled
 @pytest.mark.filterwarnings(
     "ignore::DeprecationWarning"

@@ -378,17 +378,13 @@ def test_resumed_in_warmup_or_after_it_ends_with_the_same_bits(tmp_path, solver,
     assert all(torch.equal(resumed.tuned[name], value) for name, value in undisturbed.tuned.items())
 
 
+@pytest.mark.slow
 @pytest.mark.compiled
 @pytest.mark.filterwarnings(
     "ignore::DeprecationWarning"
 )  # torch's own, on its way through the compiler
 @pytest.mark.parametrize(
-    "solver",
-    [
-        MCLMC(0.3, 1.5, "none"),
-        pytest.param(AdjustedMCLMC(0.3, leapfrogs=1, metric="none"), marks=pytest.mark.slow),
-    ],
-    ids=repr,
+    "solver", [MCLMC(0.3, 1.5, "none"), AdjustedMCLMC(0.3, leapfrogs=1, metric="none")], ids=repr
 )
 def test_compiled_agrees_with_eager(solver):
     eager, compiled = (

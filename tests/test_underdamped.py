@@ -134,13 +134,12 @@ def test_chains_do_not_depend_on_the_batch_and_cost_one_gradient_a_step(solver):
     assert whole.cost["score"] == 9 * 21
 
 
+@pytest.mark.slow
 @pytest.mark.compiled
 @pytest.mark.filterwarnings(
     "ignore::DeprecationWarning"
 )  # torch's own, on its way through the compiler
-@pytest.mark.parametrize(
-    "solver", [pytest.param(stk.Underdamped(0.3), marks=pytest.mark.slow), stk.GHMC(0.3)], ids=repr
-)
+@pytest.mark.parametrize("solver", [stk.Underdamped(0.3), stk.GHMC(0.3)], ids=repr)
 def test_compiled_agrees_with_eager(solver):
     eager, compiled = (
         stk.sample(
