@@ -13,7 +13,7 @@ import torch
 import scoretk as stk
 from scoretk.bench.mnist import data as mnist_data
 from scoretk.bench.mnist import estimates, mixture
-from scoretk.core import noise, sealed
+from scoretk.core import marks, noise, sealed
 from scoretk.core.streams import Stream
 from scoretk.diagnostics import calibration, convergence, discrepancies, verdict
 from scoretk.fields import discrete
@@ -103,6 +103,11 @@ def derived():
     return (sampling._values(square, CHAINS),)
 
 
+def marked():
+    (found,) = marks.marks([ROWS[0, 0] * torch.arange(17 * marks.COLUMNS + 3.0)])
+    return (torch.tensor(found[-1]),)
+
+
 def streamed(folder):
     store = stk.Zarr(folder / f"store {len(list(folder.iterdir()))}", draws=4)
     quartic = stk.Energy(lambda x: (x**4).sum(1) / 4, (3,))
@@ -110,6 +115,7 @@ def streamed(folder):
 
 
 BLOCKS = {
+    (marks, "BLOCK"): lambda _: marked(),
     (annealed, "BLOCK"): lambda _: (annealed.largest_distance(ROWS),),
     (likelihood, "ABREAST"): lambda _: traces(),
     (discrete, "CHUNK"): lambda _: spins(),
