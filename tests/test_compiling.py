@@ -1,6 +1,8 @@
 """`compile=True` with fields that the compiler cannot take: a warning that names the line, and the bits of an eager run."""
 
+import functools
 import itertools
+import logging
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -10,7 +12,15 @@ import torch
 
 import scoretk as stk
 from scoretk.core import compiling
-from scoretk.core.compiling import Uncompilable, as_a_loop, compiled, iterate, over_rows
+from scoretk.core.compiling import (
+    AGAIN,
+    Uncompilable,
+    Unsettled,
+    as_a_loop,
+    compiled,
+    iterate,
+    over_rows,
+)
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning"
@@ -235,6 +245,130 @@ def test_an_assertion_of_the_compilers_own_is_its_failure_and_a_models_error_is_
     monkeypatch.setattr(compiling, "_compile", lambda *_: fails)
     with pytest.raises(AssertionError, match="Expected FakeTensor"):
         compiled(Doubles().twice, "runs and fails")(torch.ones(2))
+
+
+@pytest.fixture
+def traced(monkeypatch):
+    """Functions are traced and not made, which takes a tenth of the time; by the backend given."""
+    real = torch.compile
+
+    def by(backend):
+        def traces(function, *, options, **named):
+            return real(function, backend=backend, **named)
+
+        monkeypatch.setattr(torch, "compile", traces)
+
+    return by
+
+
+NUMBER, ROW = np.float64(0.5), np.array([1.0, 2.0])
+
+
+@pytest.mark.compiled
+@pytest.mark.parametrize("mutant", [False, True])
+def test_numbers_and_arrays_of_numpys_are_read_at_each_call(monkeypatch, traced, mutant):
+    traced("eager")
+    row = ROW.copy()
+
+    def energy(x):
+        return (NUMBER * x.square() + x * torch.from_numpy(row)).sum() * float(row[0])
+
+    def gradient(x):
+        return torch.func.grad(energy)(x)
+
+    slope = compiled(gradient, "of NumPy")
+    if mutant:
+        monkeypatch.setattr(compiling, "_traced", nullcontext)
+        with pytest.raises(Uncompilable, match="Guard failed"):
+            slope(torch.ones(2, dtype=torch.float64))
+        return
+    for first in (1.0, 3.0):
+        row[0] = first
+        (answer,) = {tuple(slope(torch.ones(2, dtype=torch.float64)).tolist()) for _ in range(3)}
+        assert answer == (first * (1 + first), first * 3)
+
+
+@pytest.mark.compiled
+@pytest.mark.parametrize("mutant", [False, True])
+def test_a_trace_that_fails_leaves_checkpoints_usable(monkeypatch, traced, mutant):
+    traced("aot_eager")
+    again = functools.partial(torch.utils.checkpoint.checkpoint, use_reentrant=False)
+    x = torch.ones(2, requires_grad=True)
+
+    def gradient(x):
+        return torch.func.grad(lambda x: again(torch.sum, x.exp()))(x)
+
+    if mutant:
+        monkeypatch.setattr(compiling, "_with_saved_tensors", nullcontext)
+    with pytest.raises(Uncompilable, match="saved tensor hooks"):
+        compiled(gradient, mutant)(x)
+    try:
+        with pytest.raises(RuntimeError, match="hooks") if mutant else nullcontext():
+            again(torch.exp, x)
+    finally:
+        torch._C._autograd._saved_tensors_hooks_enable()
+
+
+class CountsItself:
+    """A model with a number that changes whenever it is asked."""
+
+    asked = 0
+
+    def times(self, x):
+        self.asked += 1
+        return x * self.asked
+
+
+@pytest.mark.compiled
+def test_what_changes_at_every_call_is_compiled_a_few_times(traced):
+    traced("eager")
+    model = CountsItself()
+    times = compiled(model.times, "counted")
+    for k in range(1, AGAIN + 1):
+        assert times(torch.ones(())) == k
+    with pytest.raises(Unsettled, match="counter"):
+        times(torch.ones(()))
+    assert compiled(CountsItself().times, "counted")(torch.ones(())) == 1  # a run of its own
+
+
+def test_a_run_whose_model_changes_at_every_call_is_tried_in_no_other_way(monkeypatch):
+    field, graphs = stk.Energy(lambda x: x.square().sum(1) / 2, (2,)), itertools.count()
+    eager = stk.sample(field, stk.MALA(0.1), **STEPS | {"steps": 100})
+    monkeypatch.setattr(compiling, "_compile", lambda function, *_: function)
+    monkeypatch.setattr(compiling, "_graphs", lambda key: next(graphs))
+    monkeypatch.setattr("scoretk.run.capture.Captured._in_calls", lambda *_: 1 / 0)
+    with pytest.warns(UserWarning, match="the model changes at each call"):
+        draws = stk.sample(field, stk.MALA(0.1), compile=True, **STEPS | {"steps": 100})
+    torch.testing.assert_close(draws.x, eager.x)  # the first blocks are not of eager steps
+
+
+class Adds:
+    """A model with a number, which is compiled in."""
+
+    def __init__(self, number):
+        self.number = number
+
+    def to(self, x):
+        return x + self.number
+
+
+@pytest.mark.compiled
+@pytest.mark.parametrize("mutant", [False, True])
+def test_many_models_are_compiled_without_a_word_on_the_screen(monkeypatch, traced, mutant):
+    traced("eager")
+    if mutant:
+        monkeypatch.setattr(compiling, "_traced", nullcontext)
+    said, log = [], logging.getLogger(compiling.TRACER)
+    listener = logging.Handler()
+    listener.emit = said.append
+    log.addHandler(listener)
+    try:
+        for k in range(2 * torch._dynamo.config.recompile_limit):
+            assert compiled(Adds(k).to, f"many {mutant}")(torch.ones(())) == 1 + k
+    finally:
+        log.removeHandler(listener)
+    assert bool(said) == mutant
+    assert all(record.msg.startswith(compiling.LIMIT_SAID) for record in said)
 
 
 def test_what_changes_at_every_call_is_not_compiled_for_ever(monkeypatch):

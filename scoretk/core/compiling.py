@@ -8,10 +8,11 @@ over goes through `iterate`. Both are plain calls until a run says who compiles 
 
 from __future__ import annotations
 
+import logging
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from functools import partial, wraps
 from importlib.util import find_spec
@@ -38,6 +39,7 @@ __all__ = [
     "LOOPS",
     "PartCompiler",
     "Uncompilable",
+    "Unsettled",
     "any_length",
     "apart",
     "as_a_loop",
@@ -52,6 +54,10 @@ __all__ = [
 KEPT = 64
 UNROLLED = 12
 """The most repetitions that a graph holds one after another; more are a loop in it."""
+AGAIN = 3
+"""How often a function is compiled in one run: what it reads of the model's may have changed since
+the last, and one step may be a variant of its own, but what changes at each call is not worth it.
+"""
 LIMIT_HIT = "FailOnRecompileLimitHit"  # by name: importing its home takes a second
 COMPILER = ("torch._dynamo", "torch._functorch", "torch._inductor", "torch._subclasses", "torch.fx")
 """The modules of the compiler's own errors. What a model raises while it is traced becomes one of
@@ -61,6 +67,7 @@ TRACER = "torch._dynamo.convert_frame"
 """The module in which functions are compiled: what is raised in it has not begun to run."""
 OWN = (str(Path(__file__).parent), *torch.__path__)
 STANDARD, INSTALLED = (get_path(name) for name in ("stdlib", "purelib"))
+LIMIT_SAID = "torch._dynamo hit config."
 FRAME = re.compile(r'File "([^"]+)", line (\d+), in (\w+)')
 
 T = TypeVar("T")
@@ -73,6 +80,14 @@ class Uncompilable(ScoretkError, RuntimeError):
 
     def __init__(self, error: Exception) -> None:
         super().__init__(f"{_place(error)}: {_reason(error)}")
+
+
+class Unsettled(Uncompilable):
+    """A function is compiled anew at every call, as something that it reads changes at every call."""
+
+    def __init__(self) -> None:
+        changes = "a counter, or a list that grows"
+        super().__init__(RuntimeError(f"the model changes at each call what it reads ({changes})"))
 
 
 def compiled(
@@ -95,25 +110,92 @@ def compiled(
     Returns:
         A function of the same arguments. Where the compiler fails, calling it raises
         `Uncompilable`; where the model fails while it is traced, `Uncompilable` as well, and the
-        function itself raises the model's own error.
+        function itself raises the model's own error. Where it has been compiled anew more than
+        `AGAIN` times, calling it raises `Unsettled`.
     """
     full_key = (getattr(function, "__func__", function), key)
-    made, afresh = _compile(function, full_key, options), False
+    made, afresh, is_new = _compile(function, full_key, options), False, True
+    graphs, times = _graphs(full_key), 0
 
     def run(*arguments: Any, **named: Any) -> Any:
-        nonlocal made, afresh
+        nonlocal made, afresh, is_new, graphs, times
         try:
-            return made(*arguments, **named)
+            with _with_saved_tensors(), _traced() if is_new else nullcontext():
+                answer = made(*arguments, **named)
         except Exception as error:
             if type(error).__name__ == LIMIT_HIT and not afresh:
                 _copies.pop(full_key, None)
-                made, afresh = _compile(function, full_key, options), True
+                made, afresh, graphs = _compile(function, full_key, options), True, 0
                 return run(*arguments, **named)
-            if _of_the_compiler(error):
-                raise Uncompilable(error) from error
-            raise
+            if not _of_the_compiler(error):
+                raise
+            if not is_new:  # compiled again, as something has changed
+                is_new = True
+                return run(*arguments, **named)
+            raise Uncompilable(error) from error
+        before, graphs = graphs, _graphs(full_key)
+        is_new = graphs > before
+        times += is_new
+        if times > AGAIN:
+            raise Unsettled
+        return answer
 
     return run
+
+
+def _graphs(key: Hashable) -> int:
+    """How many graphs the compiler has for functions of this kind."""
+    count = getattr(torch._C._dynamo.eval_frame, "_debug_get_cache_entry_list", None)
+    return len(count(_copies[key])) if count is not None and key in _copies else 0
+
+
+@contextmanager
+def _traced() -> Iterator[None]:
+    """Within this, functions are called that the compiler has not seen.
+
+    - Numbers and arrays of NumPy's that a field has from outside are guarded as they are. Torch 2.13
+      takes those that it meets under a gradient for tensors of that gradient, and then fails at
+      its own guard.
+    - The compiler does not write on the screen that a kind has reached the limit on variants, as it
+      is compiled anew.
+    """
+    from torch._numpy import _util
+
+    log, known = logging.getLogger(TRACER), "_try_convert_to_tensor"
+    log.addFilter(_is_not_of_the_limit)
+    try:
+        with _replaced(_util, known, partial(_from_outside, vars(_util).get(known))):
+            yield
+    finally:
+        log.removeFilter(_is_not_of_the_limit)
+
+
+@contextmanager
+def _with_saved_tensors() -> Iterator[None]:
+    """Hooks of saved tensors can be used after this where they could be before it.
+
+    A trace that fails under a gradient may leave them off for good in torch 2.13, so that there
+    could be no `torch.utils.checkpoint` any more.
+    """
+    autograd: Any = torch._C._autograd
+    can_be = autograd._saved_tensors_hooks_is_enabled()
+    try:
+        yield
+    finally:
+        if can_be and not autograd._saved_tensors_hooks_is_enabled():
+            autograd._saved_tensors_hooks_enable()
+
+
+def _is_not_of_the_limit(record: logging.LogRecord) -> bool:
+    return not str(record.msg).startswith(LIMIT_SAID)
+
+
+def _from_outside(own: Any, value: Any) -> Any:
+    """A tensor of NumPy's values, outside all gradients that are being traced."""
+    from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+
+    with temporarily_clear_interpreter_stack():
+        return own(value)
 
 
 def _compile(
@@ -366,6 +448,7 @@ def _ours(file: str) -> bool:
 
 
 def _reason(error: Exception) -> str:
-    """The first line of the compiler's message that is not empty."""
+    """The first line of the compiler's message that is not empty, with the next where it announces it."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:200]
+    first = " ".join(lines[:2]) if lines and lines[0].endswith(":") else "".join(lines[:1])
+    return (first or type(error).__name__)[:200]

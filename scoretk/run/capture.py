@@ -36,6 +36,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from scoretk.core.compiling import (
     LOOPS,
     Uncompilable,
+    Unsettled,
     any_length,
     apart,
     as_a_loop,
@@ -444,6 +445,8 @@ class Captured:
         if self._loops and has_loop(self.loop.solver, moment.state.x):
             try:
                 return self._looped(moment, moment.step + steps)
+            except Unsettled:
+                raise
             except Uncompilable:  # a graph within a graph takes less than a graph
                 self._loops = False
         return self._in_calls(moment, steps)
