@@ -21,6 +21,7 @@ from scoretk.core.compiling import (
     iterate,
     over_rows,
 )
+from scoretk.run.capture import CPU_OPTIONS
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning"
@@ -307,6 +308,52 @@ def test_a_trace_that_fails_leaves_checkpoints_usable(monkeypatch, traced, mutan
             again(torch.exp, x)
     finally:
         torch._C._autograd._saved_tensors_hooks_enable()
+
+
+def written_in_place(x):
+    out = torch.zeros(len(x), 3, dtype=x.dtype)
+    out[:, 0] = x[:, 1]
+    out[:, 1] += 2 * x[:, 0]
+    return (out * x).sum(1) / 9 + x.square().sum(1) / 2
+
+
+@pytest.mark.compiled
+@pytest.mark.parametrize("mutant", [False, True])
+def test_a_model_that_adds_to_a_part_of_its_own_tensor_is_right_within_a_loop(mutant):
+    def once(field, carry):
+        (x,) = carry
+        return (x - 0.1 * torch.func.grad(lambda x: written_in_place(x).sum())(x),)
+
+    def descent(x, times):
+        return iterate(once, None, (x,), times)[0]
+
+    x = torch.linspace(-1, 1, 12, dtype=torch.float64).reshape(4, 3)
+    found = compiled(descent, mutant, options=None if mutant else CPU_OPTIONS)(x, torch.tensor(3))
+    close = torch.allclose(found, descent_by_hand(x, 3))
+    assert close != mutant
+
+
+def descent_by_hand(x, times):
+    for _ in range(times):
+        own = x.detach().requires_grad_()
+        (slope,) = torch.autograd.grad(written_in_place(own).sum(), own)
+        x = x - 0.1 * slope
+    return x
+
+
+@pytest.mark.compiled
+@pytest.mark.slow
+@pytest.mark.parametrize("looped", [True, False])
+@pytest.mark.parametrize(
+    "solver", [stk.ChEES(0.1, length=0.4, metric="none"), stk.HMC(0.1, 13, metric="none")], ids=repr
+)
+def test_runs_of_a_model_that_adds_to_a_part_of_its_own_tensor(monkeypatch, solver, looped):
+    monkeypatch.setattr("scoretk.run.capture.COMPILED_NOISE", False)
+    if not looped:
+        monkeypatch.setattr("scoretk.run.capture.LOOPS", False)
+    field, run = stk.Energy(written_in_place, (3,)), STEPS | {"warmup": 0, "dtype": torch.float64}
+    eager, fast = (stk.sample(field, solver, compile=c, **run).x for c in (False, True))
+    torch.testing.assert_close(fast, eager)
 
 
 class CountsItself:

@@ -105,7 +105,7 @@ def compiled(
     Args:
         function: A function or a bound method.
         key: What tells one kind of run from another.
-        options: Those of torch's compiler, by its own names.
+        options: Those of torch's compiler, by its own names, as far as this torch has them.
 
     Returns:
         A function of the same arguments. Where the compiler fails, calling it raises
@@ -211,6 +211,8 @@ def _compile(
     )
     own.__kwdefaults__ = plain.__kwdefaults__
     bound = own if plain is function else MethodType(own, function.__self__)
+    if options is not None:  # each torch has its own
+        options = {name: v for name, v in options.items() if hasattr(torch._inductor.config, name)}
     return torch.compile(bound, fullgraph=True, dynamic=False, options=options)
 
 

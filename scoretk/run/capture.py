@@ -73,7 +73,11 @@ they divide a run in the same way after a resume.
 """
 CALL_VALUES = 1 << 18
 """The most values of a state whose steps share a graph; beyond, a call costs little beside a step."""
-LOOP_OPTIONS = {"cpp_wrapper": True}
+CPU_OPTIONS = {"use_joint_graph_passes": False}
+"""Of a graph that may hold loops. These passes of torch 2.13 make wrong values within a loop, without
+a word, of a model that adds to a part of a tensor in place (`out[:, 1] += x[:, 0]`).
+"""
+LOOP_OPTIONS = {"cpp_wrapper": True} | CPU_OPTIONS
 """Of a graph with loops: what calls its kernels is C++ itself, as a loop calls them often."""
 CALL_OPERATIONS = 1024
 """The most operations in a graph of more than one step: these compile in about ten seconds."""
@@ -508,11 +512,12 @@ class Captured:
         tape = Tape(loop.noise, heard.asked, 1 if ahead is not None else _length(heard, x.numel()))
         native = type(_native(loop.field))
         functions, first = {}, loop.schedule.warmup
+        options = CPU_OPTIONS if x.device.type == "cpu" else None
         whole = on_data(loop.solver, x.device), compiled_for(loop.solver, moment.state)
         for kind in _common(map(kind_at, range(first, first + LOOKED_AT))):
             solver, own = (kind, repr(kind)) if ahead is not None else whole
             key = (own, native, x.shape, x.dtype, x.device, heard.asked, tape.length)
-            functions[kind] = compiled(_Steps(solver, loop.field, tape).run, key)
+            functions[kind] = compiled(_Steps(solver, loop.field, tape).run, key, options=options)
         return _Calls(tape, kind_at, functions)
 
     def _called(self, calls: _Calls, moment: Moment, end: int) -> Moment:
