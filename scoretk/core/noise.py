@@ -71,10 +71,10 @@ ROUNDS = 10
 STREAMS = 2**24
 LOW_HALF = 1 << 31
 
-# Blocks worked on at once. On a CPU six buffers of 64-bit integers stay in a core's second-level
-# cache, and torch does not split operations of this size among threads, whose synchronisation would
-# cost more than they gain.
-CHUNK = 2**14
+# Blocks worked on at once. On a CPU torch does not split operations of this size among threads, whose
+# synchronisation would cost more than they gain; of half the size, whose six buffers of 64-bit
+# integers stay in a core's second-level cache, calls cost more than that gains.
+CHUNK = 2**15
 CHUNK_ACCELERATOR = 2**22
 # Values made ahead of need: few at first, where most of the cost is that of the call, then more.
 WINDOW_FIRST = 2**12
