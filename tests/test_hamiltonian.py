@@ -646,7 +646,7 @@ def test_compiled_calls_start_at_multiples_of_their_length_whatever_the_blocks(m
     starts, read = [], Tape.read
     monkeypatch.setattr(capture, "CALL", 4)
     monkeypatch.setattr(
-        capture, "compiled", lambda function, key: function
+        capture, "compiled", lambda function, key, options=None: function
     )  # it is about the engine's division of a run
     monkeypatch.setattr(capture, "_length", lambda heard, values: 4)
     monkeypatch.setattr(capture, "has_loop", lambda solver, x: False)
