@@ -1,5 +1,6 @@
 """What is captured of a run: steps by how long they are, parts for any number of rows, and no other field's."""
 
+from collections import OrderedDict
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import ClassVar
@@ -580,6 +581,7 @@ def test_data_are_read_in_a_loop_by_any_of_their_attributes(monkeypatch, mutant)
     """Of a trajectory in a graph, and not by the way for what has no graph."""
     rows = torch.randn(20, 3, generator=torch.Generator().manual_seed(0))
     monkeypatch.setattr(capture, "COMPILED_NOISE", False)
+    monkeypatch.setattr(compiling, "_copies", OrderedDict())  # none that serves this one is known
     monkeypatch.setattr(capture.Captured, "_in_calls", lambda *_: 1 / 0)
     if mutant:
         monkeypatch.setattr(capture, "as_a_loop", nullcontext)
