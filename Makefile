@@ -34,13 +34,14 @@ slow: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/scoretk bench few-steps amortised --quick
 
-# The adapters against the libraries themselves, which are large: several GB, in an environment of their own.
+# The adapters against the libraries themselves, which are large: several GB, in an environment of their own. They are compiled
+# at once: a test would take what Python warns of for an error.
 adapters:
 	$(MAKE) VENV=.venv-adapters .venv-adapters/.installed
-	.venv-adapters/bin/pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[adapters]'
-	.venv-adapters/bin/pip install --quiet --disable-pip-version-check --no-compile --no-deps torchcfm k-diffusion
+	.venv-adapters/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[adapters]'
+	.venv-adapters/bin/pip install --quiet --disable-pip-version-check --no-deps torchcfm k-diffusion
 	# Stan's sources and compiler, of which test_stan.py compiles two programs; it is left out where no wheel fits.
-	-.venv-adapters/bin/pip install --quiet --disable-pip-version-check --no-compile --no-deps --only-binary :all: httpstan
+	-.venv-adapters/bin/pip install --quiet --disable-pip-version-check --no-deps --only-binary :all: httpstan
 	# azula brings torchvision, which fits one build of torch: beside another it keeps diffusers from importing.
 	.venv-adapters/bin/python -c 'import torchvision' 2> /dev/null || .venv-adapters/bin/pip uninstall --quiet --yes torchvision
 	.venv-adapters/bin/python -m pytest tests/adapters -m ''

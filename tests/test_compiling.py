@@ -248,6 +248,23 @@ def test_an_assertion_of_the_compilers_own_is_its_failure_and_a_models_error_is_
         compiled(Doubles().twice, "runs and fails")(torch.ones(2))
 
 
+def test_what_is_replaced_is_put_back_when_the_last_has_left():
+    """Threads leave in any order, and the torch of whoever else compiles is as it was."""
+    from torch._dynamo.variables.misc import GetAttrVariable
+    from torch._subclasses import fake_tensor
+
+    def now():
+        return vars(GetAttrVariable)["create_getattr_proxy"], fake_tensor._is_plain_tensor
+
+    before, first, second = now(), as_a_loop(), as_a_loop()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert not set(now()) & set(before)
+    second.__exit__(None, None, None)
+    assert now() == before
+
+
 @pytest.fixture
 def traced(monkeypatch):
     """Functions are traced and not made, which takes a tenth of the time; by the backend given."""

@@ -18,6 +18,7 @@ from functools import partial, wraps
 from importlib.util import find_spec
 from pathlib import Path
 from sysconfig import get_path
+from threading import Lock
 from traceback import walk_tb
 from types import CodeType, FunctionType, MethodType
 from typing import Any, Protocol, TypeVar
@@ -73,6 +74,8 @@ FRAME = re.compile(r'File "([^"]+)", line (\d+), in (\w+)')
 T = TypeVar("T")
 
 _copies: OrderedDict[Hashable, CodeType] = OrderedDict()
+_replacements: dict[tuple[Any, str], tuple[Any, int]] = {}
+_replacing = Lock()
 
 
 class Uncompilable(ScoretkError, RuntimeError):
@@ -164,7 +167,7 @@ def _traced() -> Iterator[None]:
     log, known = logging.getLogger(TRACER), "_try_convert_to_tensor"
     log.addFilter(_is_not_of_the_limit)
     try:
-        with _replaced(_util, known, partial(_from_outside, vars(_util).get(known))):
+        with _replaced(_util, known, lambda own: partial(_from_outside, own)):
             yield
     finally:
         log.removeFilter(_is_not_of_the_limit)
@@ -250,24 +253,32 @@ def as_a_loop() -> Iterator[None]:
     read, asked = "create_getattr_proxy", "_is_plain_tensor"
     with (
         symbols.patch(use_duck_shape=False),  # type: ignore[attr-defined]
-        _replaced(GetAttrVariable, read, staticmethod(_read_here)),
-        _replaced(fake_tensor, asked, partial(_is_plain, vars(fake_tensor).get(asked))),
+        _replaced(GetAttrVariable, read, lambda _: staticmethod(_read_here)),
+        _replaced(fake_tensor, asked, lambda own: partial(_is_plain, own)),
     ):
         yield
 
 
 @contextmanager
-def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """Within this, another attribute; none where it has none of this name, as in another torch."""
-    own = vars(owner).get(name)
-    if own is None:
-        yield
-        return
-    setattr(owner, name, value)
+def _replaced(owner: Any, name: str, by: Callable[[Any], Any]) -> Iterator[None]:
+    """Within this, `by` of its own in the place of an attribute, until the last thread has left.
+
+    None is put where it has none of this name, as in another torch.
+    """
+    with _replacing:
+        own, inside = _replacements.get((owner, name), (vars(owner).get(name), 0))
+        if own is not None:
+            _replacements[owner, name] = own, inside + 1
+            setattr(owner, name, by(own))
     try:
         yield
     finally:
-        setattr(owner, name, own)
+        with _replacing:
+            own, inside = _replacements.pop((owner, name), (None, 0))
+            if inside > 1:
+                _replacements[owner, name] = own, inside - 1
+            elif own is not None:
+                setattr(owner, name, own)
 
 
 def _read_here(tensor: Any, name: str) -> Any:
