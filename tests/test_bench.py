@@ -47,6 +47,7 @@ from scoretk.bench.target import Moments, Target
 from scoretk.cli import main
 from scoretk.fields.resolve import resolve
 from scoretk.plugins.targets import BUILT_IN_TARGETS, list_targets, load_target
+from tests import accelerator
 
 DOUBLE = {"dtype": torch.float64}
 
@@ -499,6 +500,30 @@ def test_long_rows_are_compiled_where_steps_can_be_captured(monkeypatch):
     assert compiled("banana", "mclmc") == [False]
 
 
+def test_tables_are_made_on_the_device_that_is_asked_for(monkeypatch, capsys, tmp_path):
+    plans, places = [], []
+    monkeypatch.setattr(
+        tables, "gradients_to_low_error", lambda *made: plans.append(made[2]) or reached()
+    )
+    monkeypatch.setattr(
+        tables, "evidence_of", lambda *_, device, **others: places.append(device) or found()
+    )
+    kind = accelerator.NAME
+    with accelerator.pretend():
+        rows = ["--target", "banana", "--solver", "mclmc", "--device", kind]
+        assert main(["bench", "low-error", *rows, "-o", str(tmp_path)]) == 0
+        asked = tables.Asked(targets=("gaussians-25",), device=kind)
+        assert list(tables.evidence(asked))
+        for words in (["bench"], ["bench", "low-error", "posteriors"]):
+            assert main([*words, "--device", kind]) == 2
+            assert "low-error, evidence, mnist" in capsys.readouterr().err
+    assert [plan.device for plan in plans] == [kind]
+    assert set(places) == {kind}
+    assert f"--device {kind}" in (tmp_path / "bench.json").read_text()
+    assert main(["bench", "low-error", "--device", "nowhere"]) == 2
+    assert "a torch device of this machine" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", peers.PEERS)
 def test_peers_draw_from_the_law_and_count_their_gradients(name):
@@ -660,7 +685,7 @@ def test_places_that_are_none_are_refused(text, tmp_path):
 def test_a_base_of_the_literature_has_rows_of_its_own(monkeypatch):
     bases = []
 
-    def spied(*_, base):
+    def spied(*_, base, **others):
         bases.append(base)
         return found()
 

@@ -16,6 +16,12 @@ from torch import nn
 from torch.distributions import Independent, Normal
 
 import scoretk as stk
+from scoretk.bench import gym, low_error
+from scoretk.bench.evidence import evidence_of
+from scoretk.bench.mnist.data import Split
+from scoretk.bench.mnist.published import FAMILIES
+from scoretk.bench.mnist.training import Plan as Training
+from scoretk.bench.target import Moments, Target
 from scoretk.core import noise as core_noise
 from scoretk.core.identity import Identity
 from scoretk.core.rows import across
@@ -1380,6 +1386,121 @@ def test_every_question_without_float64(name, narrow):
 def test_float64_is_refused_where_there_is_none(narrow):
     with narrow.on(), pytest.raises(stk.InvalidArgument, match="has no float64"):
         stk.sample(well(), stk.ULA(0.1), chains=3, dtype=torch.float64, device=narrow.name, **QUIET)
+
+
+# --- the bench
+
+
+def bench_fields():
+    """The energies of the bench that hold data, of few data."""
+    generator = torch.Generator().manual_seed(0)
+    normal = torch.randn(8, 5, generator=generator, dtype=torch.float64)
+    seen = normal[:, 0].clone()
+    seen[3:5] = math.nan
+    right = (normal > 0).double()
+    return {
+        "brownian": gym.Brownian(seen),
+        "german-credit": gym.SparseLogistic(normal, right[:, 0]),
+        "item-response": gym.ItemResponse(torch.ones(8, 5, dtype=torch.float64), right),
+        "volatility": gym.Volatility(normal[:, 1] / 100),
+    }
+
+
+@pytest.mark.parametrize("name", ["brownian", "german-credit", "item-response", "volatility"])
+def test_energies_of_the_bench_wait_for_no_device(device, name):
+    field = bench_fields()[name]
+    x = torch.randn(CHAINS, *field.event_shape, generator=torch.Generator().manual_seed(1))
+
+    def asked(x):
+        y = x.detach().requires_grad_()
+        energy = field.energy(y)
+        own = [field.score(x)] if hasattr(field, "score") else []
+        return [energy.detach(), *torch.autograd.grad(energy.sum(), y), *own]
+
+    here = asked(x)
+    with device.on() as ledger:
+        y = x.to(device.name)
+        asked(y)  # constants are copied
+        ledger.clear()
+        there = asked(y)
+        assert not ledger.waits
+        assert not ledger.strays
+        for one, other in zip(here, there, strict=True):
+            torch.testing.assert_close(other.cpu(), one, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["brownian", "volatility"])
+def test_gradients_to_low_error_are_counted_there(device, name, monkeypatch):
+    """The sums of squares too: a copy of each draw to the host would take longer than the steps."""
+    field = bench_fields()[name]
+    generator = torch.Generator().manual_seed(2)
+    x = field.parameters(torch.randn(400, *field.event_shape, generator=generator))
+    moments = Moments(
+        x.square().mean(0).double(), x.square().var(0).double(), "", None, field.parameters
+    )
+    target, looks = Target(name, field, moments), []
+
+    def spied(at, error, seed):
+        looks.append((at, error))
+        return low_error.Crossing(1.0, 0.0)
+
+    monkeypatch.setattr(low_error, "crossing", spied)
+    plan = low_error.Plan(chains=CHAINS, warmup=0, budget=100)
+    solver = stk.MCLMC(0.1, 2.0, metric="none")
+    low_error.gradients_to_low_error(target, solver, plan)
+    here, looks[:] = list(looks), []
+    with device.on() as ledger:
+        made = low_error.gradients_to_low_error(target, solver, replace(plan, device=device.name))
+        strays = {k for k in ledger.strays if not k[1].startswith(HOSTS_OWN)}
+    assert made.failed == 0
+    of_looks = "new_zeros", "stack", "masked_fill", "median"  # a number a chain and look
+    assert {name.split(".")[0] for name, _ in strays} <= set(of_looks), strays
+    for (at, error), (own_at, own) in zip(here, looks, strict=True):
+        assert torch.equal(at, own_at)
+        torch.testing.assert_close(own, error, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_evidence_of_the_bench_is_found_there(device):
+    target = Target("normal", gaussian(2), log_z=math.log(2 * math.pi))
+    with device.on() as ledger:
+        evidence_of(target, "smc", 1, device=device.name)
+        assert ledger.kernels
+
+
+IMAGES = 31
+
+
+def binary_images(n, seed):
+    generator = torch.Generator().manual_seed(seed)
+    return (torch.rand(n, 28, 28, generator=generator) < 0.2).float()
+
+
+@pytest.mark.parametrize("name", slow_but(FAMILIES, "nade"))
+def test_recipes_of_mnist_are_trained_and_judged_there(device, name):
+    """The host draws what the seed says and sends it; it computes no image."""
+    entry = FAMILIES[name]
+    data = Split(*(binary_images(n, i) for i, n in enumerate((60, 20, IMAGES))))
+    data = data if not entry.grey else Split(*(part * 0.5 for part in data))
+
+    def made(data):
+        trained = entry.quick.train(data, Training(steps=3))
+        nats = entry.quick.judge(trained.field, data, 0)
+        return trained, nats, entry.quick.draws(trained.field, IMAGES, 0)
+
+    here, nats, _ = made(data)
+    # initial weights on "meta", which draw nothing, do so where operations are watched
+    with torch.random.fork_rng(devices=[]), device.on() as ledger:
+        there, own, drawn = made(data.to(device.name))
+        assert drawn.device.type == torch.device(device.name).type
+        assert ledger.kernels
+        strays = {k: n for k, n in ledger.strays.items() if not k[1].startswith(HOSTS_OWN)}
+    assert not strays
+    limit = 1e-4 if device.pretended else 1e-2  # sums in another order, and steps from them
+    assert own.value == pytest.approx(nats.value, rel=limit)
+    assert there.curve[-1].nats == pytest.approx(here.curve[-1].nats, rel=limit)
+    if nats.second is not None:
+        assert own.second.first == pytest.approx(nats.second.first, rel=max(limit, 1e-3))
 
 
 # --- the law, and what catches a run that is not on the device

@@ -59,7 +59,13 @@ class Evidence:
 
 
 def evidence_of(
-    target: Target, method: str, seeds: int, seed: int = 0, *, base: Any = None
+    target: Target,
+    method: str,
+    seeds: int,
+    seed: int = 0,
+    *,
+    base: Any = None,
+    device: str | None = None,
 ) -> Evidence:
     """Find a target's log Z by `log_partition` as it comes.
 
@@ -69,6 +75,7 @@ def evidence_of(
         seeds: How many times.
         seed: From which the seeds are derived.
         base: As in `log_partition`.
+        device: As in `log_partition`.
 
     Raises:
         InvalidArgument: The target's log Z is not known.
@@ -79,7 +86,14 @@ def evidence_of(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what is not to be trusted is counted
         found = [
-            log_partition(target.field, base, method=method, seed=derive(seed, s), progress=False)
+            log_partition(
+                target.field,
+                base,
+                method=method,
+                seed=derive(seed, s),
+                device=device,
+                progress=False,
+            )
             for s in range(seeds)
         ]
     value, stderr = (tuple(float(getattr(f, name)) for f in found) for name in ("value", "stderr"))

@@ -24,7 +24,7 @@ References:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,7 @@ __all__ = ["brownian", "german_credit", "item_response", "volatility"]
 Arrays = dict[str, NDArray[Any]]
 LOG_SCALES = (-14.0, 8.0, 221)
 """The grid of both scales of the Brownian motion: least, greatest, how many."""
-ROWS = 4
+ROWS, ROWS_ACCELERATOR = 4, 1024
 """How many chains' answers are looked at together."""
 
 
@@ -61,6 +61,11 @@ class Brownian:
     """
 
     seen: Tensor
+
+    observed: int = field(init=False)
+
+    def __post_init__(self) -> None:  # counted once: a device would wait for it in each energy
+        object.__setattr__(self, "observed", int((~self.seen.isnan()).sum()))
 
     @property
     def event_shape(self) -> tuple[int, ...]:
@@ -109,15 +114,14 @@ class Brownian:
         log_s, x = softplus(u[:, :2]).log(), u[:, 2:]
         prior = (log_s + log_s.square() / 8 - logsigmoid(u[:, :2])).sum(1)
         y = constant_like(self.seen, u)
-        there = ~y.isnan()
         steps = (x - pad(x[:, :-1], (1, 0))).square().sum(1)
-        missed = (x[:, there] - y[there]).square().sum(1)
+        missed = torch.where(y.isnan(), 0.0, x - y).square().sum(1)
         log_step, log_noise = log_s[:, 0], log_s[:, 1]
         return (
             prior
             + len(y) * log_step
             + (-2 * log_step).exp() * steps / 2
-            + int(there.sum()) * log_noise
+            + self.observed * log_noise
             + (-2 * log_noise).exp() * missed / 2
         )
 
@@ -155,7 +159,7 @@ class SparseLogistic:
         prior = (log_scales.exp() - log_scales).sum(1) / 2 + w.square().sum(1) / 2
         z, y = constant_like(self.features, u), constant_like(self.labels, u)
         weights = (log_scales[:, :1] + log_scales[:, 1:]).exp() * w
-        return prior + softplus(weights @ z.T).sum(1) - weights @ (y @ z)
+        return prior + softplus(weights @ z.T).sum(1) - weights @ (z.T @ y)
 
 
 @dataclass(frozen=True, eq=False)
@@ -209,8 +213,12 @@ class ItemResponse:
 
 
 def _parts(students: Tensor, questions: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Both in parts of a few rows, whose tables of answers stay in a processor's cache."""
-    return list(zip(students.split(ROWS), questions.split(ROWS), strict=True))
+    """Both in parts of a few rows, whose tables of answers stay in a processor's cache.
+
+    On a device of many: each part is kernels of its own.
+    """
+    rows = ROWS if students.device.type == "cpu" else ROWS_ACCELERATOR
+    return list(zip(students.split(rows), questions.split(rows), strict=True))
 
 
 @dataclass(frozen=True, eq=False)

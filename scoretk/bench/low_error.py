@@ -10,7 +10,8 @@ of b^2 over chains stays below `LOW`; its standard error is that over bootstrapp
 
 Draws are made in blocks, by `sample` or by another library (`scoretk.bench.peers`), of which only sums
 are kept. Errors are looked at where the
-number of draws has grown by `RATIO` or more, so that they cost neither time nor memory.
+number of draws has grown by `RATIO` or more, so that they cost neither time nor memory. The sums are on
+the device of the draws, which waits at looks alone.
 
 References:
     Hoffman, Sountsov, "Tuning-free generalized Hamiltonian Monte Carlo" (2022), for the error.
@@ -31,6 +32,7 @@ from torch import Tensor
 
 from scoretk.bench.target import Moments, Target
 from scoretk.core.arguments import count
+from scoretk.core.devices import constant_like, on, wide
 from scoretk.core.noise import derive
 from scoretk.errors import InvalidArgument
 from scoretk.inference.sampling import sample
@@ -52,6 +54,8 @@ __all__ = [
 LOW = 0.01
 RATIO = 1.005
 FIRST_BLOCK, MOST_NUMBERS = 64, 1 << 25
+MOST_NUMBERS_ACCELERATOR = 1 << 28
+"""The most numbers of a block: a call of `sample` costs as much beside them on any device."""
 LEAST = 64
 """The fewest draws before a run may end: fewer have low errors by chance alone."""
 BOOTSTRAPS = 200
@@ -127,7 +131,7 @@ class Errors:
 
     Args:
         moments: The truth.
-        sums: The sums of the squares so far, `(chains, k)`.
+        sums: The sums of the squares so far, `(chains, k)`, in the widest dtype of the draws' device.
         draws: How many draws are in them.
         at: Gradients a chain at each look.
         worst: The largest error over coordinates at each look, `(chains,)` each.
@@ -159,19 +163,23 @@ class Errors:
         while done < n:
             stop = min(n, self._next - self.draws + done)
             part = x[:, done:stop]
-            rows = self.moments.of(part.reshape(-1, *x.shape[2:])).to(self.sums)
-            self.sums = self.sums + rows.square().reshape(len(x), stop - done, -1).sum(1)
+            rows = wide(self.moments.of(part.reshape(-1, *x.shape[2:])))
+            more = rows.square().reshape(len(x), stop - done, -1).sum(1)
+            self.sums = on(self.sums, more.device) + more
             self.draws += stop - done
             done = stop
             if self.draws == self._next:
                 self._look(before + (after - before) * done / n)
 
     def _look(self, gradients: float) -> None:
-        off = self.sums / self.draws - self.moments.mean_square
-        error = off.square() / self.moments.var_square
+        mean, var = (
+            constant_like(v, self.sums) for v in (self.moments.mean_square, self.moments.var_square)
+        )
+        error = (self.sums / self.draws - mean).square() / var
+        worst, average = torch.stack([error.amax(1), error.mean(1)]).cpu()
         self.at.append(gradients)
-        self.worst.append(error.amax(1))
-        self.mean.append(error.mean(1))
+        self.worst.append(worst)
+        self.mean.append(average)
         self._next = max(self.draws + 1, math.ceil(self.draws * RATIO))
 
 
@@ -297,7 +305,8 @@ def reached(target: Target, begun: Callable[[], Contestant], plan: Plan) -> Reac
         if bool(run.failed.all()):
             break
         spent += more
-        steps = min(2 * steps, max(1, MOST_NUMBERS // x[:, 0].numel()))
+        most = MOST_NUMBERS if x.device.type == "cpu" else MOST_NUMBERS_ACCELERATOR
+        steps = min(2 * steps, max(1, most // x[:, 0].numel()))
     at = torch.tensor(errors.at)
     worst, mean = (
         torch.stack(e).masked_fill(run.failed.cpu(), math.inf) for e in (errors.worst, errors.mean)

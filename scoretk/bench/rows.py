@@ -84,6 +84,7 @@ class Asked:
         minutes: The time for the training of a family, None for its recipe's steps.
         steps: The steps of the training of a family, None for `minutes`.
         folder: Where the report is written, which pictures may be put into; None where none is.
+        device: Where chains and networks are, for the tables that are made on any (`Table.anywhere`).
     """
 
     quick: bool = True
@@ -96,6 +97,7 @@ class Asked:
     minutes: float | None = None
     steps: int | None = None
     folder: Path | None = None
+    device: str = "cpu"
 
 
 @dataclass(frozen=True)
@@ -106,8 +108,10 @@ class Table:
         title: Its title.
         legend: What its columns mean.
         rows: Makes the rows that are asked for, one after another.
+        anywhere: Whether they are made on `Asked.device`; others are made on the CPU.
     """
 
     title: str
     legend: str
     rows: Callable[[Asked], Iterator[Row]]
+    anywhere: bool = False

@@ -111,7 +111,7 @@ def low_error(asked: Asked) -> Iterator[Row]:
         for label, solver, warmup in contestants:
             if label in PEERS and not serves(name):
                 continue
-            plan = Plan(warmup=warmup, budget=budget, seed=asked.seed)
+            plan = Plan(warmup=warmup, budget=budget, seed=asked.seed, device=asked.device)
             try:
                 if label in PEERS:
                     made = _by_peer(target, label, plan)
@@ -147,7 +147,9 @@ def evidence(asked: Asked) -> Iterator[Row]:
                 if asked.solvers and solver not in asked.solvers:
                     continue
                 try:
-                    made = evidence_of(target, method, seeds, asked.seed, base=base)
+                    made = evidence_of(
+                        target, method, seeds, asked.seed, base=base, device=asked.device
+                    )
                 except ScoretkError as error:
                     yield _evidence_row(name, solver, target, None, str(error))
                 else:
@@ -339,6 +341,7 @@ TABLES: dict[str, Table] = {
         "A row is reached where both together are at or below the best published number, which "
         f"leaves tuning out, with at most {MOST_TUNING:,} gradients of tuning.",
         low_error,
+        anywhere=True,
     ),
     "evidence": Table(
         "Evidence",
@@ -349,6 +352,7 @@ TABLES: dict[str, Table] = {
         "A row is reached where every seed is trusted and the sum of "
         f"z^2 is no larger than chance makes it once in {1 / SURPRISE:,.0f} times.",
         evidence,
+        anywhere=True,
     ),
     "posteriors": Table(
         "Posteriors of inverse problems",

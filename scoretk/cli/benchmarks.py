@@ -42,6 +42,7 @@ def bench(options: argparse.Namespace) -> None:
         positive("--minutes", options.minutes)
     if options.steps is not None:
         count("--steps", options.steps, least=1)
+    _check_device(options)
     output = None if options.output is None else _folder(options.output)
     asked = Asked(
         not options.full,
@@ -54,6 +55,7 @@ def bench(options: argparse.Namespace) -> None:
         options.minutes,
         options.steps,
         output,
+        options.device,
     )
     started = time.perf_counter()
     made: dict[str, list[Any]] = {}
@@ -99,6 +101,23 @@ def _check_training(options: argparse.Namespace) -> None:
             )
 
 
+def _check_device(options: argparse.Namespace) -> None:
+    """Refuse a device that is not there, and one for tables that are made on the CPU.
+
+    Raises:
+        InvalidArgument: In either case.
+    """
+    from scoretk.bench.tables import TABLES
+    from scoretk.core.arguments import device
+
+    if device("--device", options.device).type == "cpu":
+        return
+    able = [name for name, table in TABLES.items() if table.anywhere]
+    if not options.tables or not set(options.tables) <= set(able):
+        expected = f"cpu, or only tables that are made on any device, by name: {', '.join(able)}"
+        raise InvalidArgument("--device", options.device, expected)
+
+
 def _folder(output: str) -> Path:
     """The folder for the report, made before rows are, which take hours."""
     path = Path(output)
@@ -128,4 +147,5 @@ def _command(options: argparse.Namespace) -> str:
     for flag in ("target", "solver", "families", "minutes", "steps", "data"):
         value = getattr(options, flag)
         words += [] if value is None else [f"--{flag}", "FOLDER" if flag == "data" else str(value)]
+    words += [] if options.device == "cpu" else ["--device", options.device]
     return shlex.join([*words, "--seed", str(options.seed)])

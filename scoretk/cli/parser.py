@@ -217,6 +217,9 @@ def make_parser() -> argparse.ArgumentParser:
     )
     measuring.add_argument("--seed", type=int, default=0)
     measuring.add_argument(
+        "--device", default="cpu", help="where low-error, evidence and mnist are made, such as cuda"
+    )
+    measuring.add_argument(
         "-o", "--output", metavar="FOLDER", help="for bench.json and the page, index.html"
     )
     measuring.set_defaults(run=bench)

@@ -21,6 +21,7 @@ __all__ = [
     "has_float64",
     "on",
     "precise",
+    "sent",
     "wide",
     "widest",
 ]
@@ -101,6 +102,13 @@ def on(constant: Tensor, device: torch.device) -> Tensor:
     if dtype == torch.float64 and not has_float64(device.type):
         dtype = torch.float32
     return _copied(constant, device, dtype)
+
+
+def sent(x: Tensor, device: torch.device) -> Tensor:
+    """What the host has drawn, on a device; the host does not wait for a GPU that has other work."""
+    if device.type != "cuda" or x.device.type != "cpu":
+        return x.to(device)
+    return x.pin_memory().to(device, non_blocking=True)
 
 
 def _copied(constant: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:

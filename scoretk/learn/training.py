@@ -17,6 +17,7 @@ from torch.optim.swa_utils import AveragedModel
 from scoretk.core.anatomy import learning
 from scoretk.core.arguments import count, tensor_like
 from scoretk.core.arrays import aligned
+from scoretk.core.devices import sent
 from scoretk.core.identity import Identity, stable_text
 from scoretk.core.noise import derive
 from scoretk.core.sealed import is_count
@@ -75,7 +76,8 @@ class Training:
             (player.optimiser or recipe.make)(_parameters(player, module)) for player in players
         ]
         self.rates = [[group["lr"] for group in o.param_groups] for o in self.optimisers]
-        self.average = _average(module, recipe.decay)
+        self.average = AveragedModel(module)
+        self.average.update_parameters(module)  # the first is a copy, and counted
         draws = self.generator if self.parts == 1 else torch.Generator()
         self.randomness = [draws, *_generators(module)]
         self.states = States([*(player.loss for player in players), state], self.parts)
@@ -103,11 +105,12 @@ class Training:
                 group["lr"] = rate * self.recipe.rate(self.step)
             for _ in range(player.steps):
                 self._turn(player, optimiser)
-        self.average.update_parameters(self.module)
+        _take_in(self.average, self.module, self.recipe.decay)
         self.step += 1
 
     def _turn(self, player: Player, optimiser: Optimizer) -> None:
-        batch = self.train[torch.randint(len(self.train), (self.batch,), generator=self.generator)]
+        drawn = torch.randint(len(self.train), (self.batch,), generator=self.generator)
+        batch = self.train[sent(drawn, self.train.device)]
         parameters = [p for group in optimiser.param_groups for p in group["params"]]
         before = [g.get_state() for g in self.randomness]
         told: list[dict[str, float | Tensor]] = []
@@ -119,9 +122,10 @@ class Training:
             optimiser.zero_grad()
             value, numbers = self._gradient(player.loss, batch, parameters)
             norm = nn.utils.clip_grad_norm_(parameters, self.recipe.clip)
-            if not bool(torch.isfinite(value + norm)):
+            lost, length = torch.stack([value, norm.to(value)]).tolist()  # a device waits once
+            if not math.isfinite(lost + length):
                 raise NotFinite
-            told.append({"loss": float(value), "gradient": norm, **numbers})
+            told.append({"loss": lost, "gradient": norm, **numbers})
             return value
 
         optimiser.step(closure)  # type: ignore[arg-type]
@@ -149,7 +153,8 @@ class Training:
             with self.states.of(part), learning():
                 value, numbers = _mean(loss(aligned(slices[part]), self.randomness[0]))
             value = value * (len(slices[part]) / len(batch))
-            if bool(torch.isfinite(value)):
+            # a device would wait for the answer, and its gradients may be of what is not finite
+            if value.device.type != "cpu" or bool(torch.isfinite(value)):
                 value.backward(inputs=parameters)
             total = total + value.detach()
         return processes.summed(parameters, total), numbers
@@ -337,17 +342,19 @@ def _parameters(player: Player, module: nn.Module) -> list[nn.Parameter]:
     return found
 
 
-def _average(module: nn.Module, decay: float) -> AveragedModel:
-    """The averaged weights, which start as those of the module; buffers are not averaged."""
+@torch.no_grad()
+def _take_in(average: AveragedModel, module: nn.Module, decay: float) -> None:
+    """Count present weights in the averaged ones; buffers are not averaged.
 
-    def take_in(averages: Any, present: Any, averaged: Tensor | int) -> None:
-        done = int(averaged)
-        for a, w in zip(averages, present, strict=True):
-            a.lerp_(w, 1 - min(decay, done / (done + 9)))
-
-    average = AveragedModel(module, multi_avg_fn=take_in)
-    average.update_parameters(module)  # the first is a copy, and counted
-    return average
+    The count stays on the host, where torch's own update sends it to the device and waits for it.
+    """
+    done = int(average.n_averaged)
+    averages: list[Tensor] = [*average.module.parameters()]
+    present: list[Tensor] = [*module.parameters()]
+    torch._foreach_lerp_(averages, present, 1 - min(decay, done / (done + 9)))
+    for own, buffer in zip(average.module.buffers(), module.buffers(), strict=True):
+        own.copy_(buffer)
+    average.n_averaged += 1
 
 
 def _generators(module: nn.Module) -> list[torch.Generator]:

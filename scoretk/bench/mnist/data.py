@@ -47,6 +47,10 @@ class Split(NamedTuple):
         """The first so many images of each."""
         return Split(self.train[:train], self.valid[:valid], self.test[:test])
 
+    def to(self, device: str) -> Split:
+        """The same images on a device, where families are then trained and judged."""
+        return Split(*(part.to(device) for part in self))
+
 
 def split(images: Images, seed: int) -> Split:
     """The images, binarised and split.

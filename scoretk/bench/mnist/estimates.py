@@ -167,6 +167,7 @@ def log_z(
             units,
             method=method,
             kernel=BlockGibbs(),
+            device=machine.weights.device,
             chains=chains,
             levels=levels,
             island=min(ISLAND, chains),

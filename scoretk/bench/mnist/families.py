@@ -19,6 +19,7 @@ from scoretk.bench.mnist.idx import SIDE
 from scoretk.bench.mnist.masks import ManyMasks, OrderMixture
 from scoretk.bench.mnist.mixture import expectation_maximisation
 from scoretk.bench.mnist.training import Plan, Point, Stopwatch, Task, Trained, fitted, looks
+from scoretk.core.anatomy import state_like
 from scoretk.core.noise import Noise
 from scoretk.learn.recipe import Recipe
 from scoretk.models.digits.networks import fresh
@@ -33,6 +34,7 @@ __all__ = [
     "Mixture",
     "Shuffled",
     "drawn_exactly",
+    "place",
     "words",
 ]
 
@@ -116,7 +118,8 @@ class Masked:
 
         def start() -> Task:
             generator = torch.Generator().manual_seed(plan.seed)
-            law = BinaryAutoregressive(Bernoullis(fresh(self.backbone, generator)), SHAPE)
+            network = Bernoullis(fresh(self.backbone, generator)).to(data.train.device)
+            law = BinaryAutoregressive(network, SHAPE)
 
             def loss(x: Tensor, _: torch.Generator) -> Tensor:
                 # NADE's hidden units of each site of 2,000 images are more than memory holds
@@ -164,7 +167,7 @@ class Shuffled:
             generator = torch.Generator().manual_seed(plan.seed)
             network = fresh(
                 lambda: ManyMasks(PIXELS, self.width, 2, self.masks, self.dropout), generator
-            )
+            ).to(data.train.device)
 
             def loss(x: Tensor, generator: torch.Generator) -> Tensor:
                 rows = x.flatten(1)
@@ -191,9 +194,14 @@ class Shuffled:
 
 
 def drawn_exactly(field: Any, n: int, seed: int) -> Tensor:
-    """A field's own draws, `(n, 28, 28)`."""
-    drawn: Tensor = field.draw(n, Noise(seed, n))
+    """A field's own draws, `(n, 28, 28)`, on its device."""
+    drawn: Tensor = field.draw(n, Noise(seed, n, device=place(field)))
     return drawn
+
+
+def place(field: Any) -> torch.device:
+    """The device of a field's weights, where `sample` has its chains too."""
+    return state_like(field)[0].device
 
 
 def words(name: str, recipe: Recipe) -> str:

@@ -34,6 +34,7 @@ from scoretk.bench.mnist.data import Split
 from scoretk.bench.mnist.estimates import CHUNK, Nats, Second, joint_error, mean_of_rows
 from scoretk.bench.mnist.families import CHOOSING, PIXELS, SHAPE, drawn_exactly, words
 from scoretk.bench.mnist.training import Plan, Task, Trained, fitted
+from scoretk.core.devices import sent
 from scoretk.core.noise import Noise
 from scoretk.core.streams import Stream
 from scoretk.fields import Diffusion, GaussianPath
@@ -98,7 +99,7 @@ class Couplings:
         def start() -> Task:
             generator = torch.Generator().manual_seed(plan.seed)
             steps = fresh(lambda: REALNVP.transforms(settings), generator)
-            flow = NormalizingFlow(FlowNetwork(steps, spread), SHAPE)
+            flow = NormalizingFlow(FlowNetwork(steps, spread).to(data.train.device), SHAPE)
 
             def loss(x: Tensor, generator: torch.Generator) -> Tensor:
                 z, slope = logits(_spread_evenly(x, generator))
@@ -151,7 +152,7 @@ class OnPath:
 
     def train(self, data: Split, plan: Plan) -> Trained:
         """As `scoretk.bench.mnist.families.Family.train`; the curve is of the regression's loss."""
-        made = self.network(data.train, plan.seed)
+        made = self.network(data.train, plan.seed).to(data.train.device)
         scale = float(made.std.square().mean().sqrt())
 
         def start() -> Task:
@@ -159,8 +160,8 @@ class OnPath:
 
             def loss(x: Tensor, generator: torch.Generator) -> Tensor:
                 z, _ = logits(_spread_evenly(x, generator))
-                noise = torch.randn(z.shape, generator=generator)
-                u = stratified(len(z), generator)
+                noise = sent(torch.randn(z.shape, generator=generator), z.device)
+                u = sent(stratified(len(z), generator), z.device)
                 t, weight = self.levels(u, self.path, self.predicts, scale)
                 return weight * prediction_error(network, z, t, noise, self.path, self.predicts)
 
@@ -204,7 +205,7 @@ class OnPath:
 
 def _spread_evenly(x: Tensor, generator: torch.Generator) -> Tensor:
     """Levels over 256, each spread evenly over its own share of [0, 1], like x."""
-    return x + torch.rand(x.shape, generator=generator) / LEVELS
+    return x + sent(torch.rand(x.shape, generator=generator), x.device) / LEVELS
 
 
 def _bits(log_p: Tensor) -> Tensor:
@@ -214,7 +215,7 @@ def _bits(log_p: Tensor) -> Tensor:
 
 def _scored(field: Any, test: Tensor, seed: int, **options: Any) -> tuple[Estimate, Tensor]:
     """The log density of the logits of test images, one u an image, and the log of the Jacobian."""
-    u = Noise(seed, len(test)).uniform(0, Stream.START, tuple(test.shape[1:]))
+    u = Noise(seed, len(test), device=test.device).uniform(0, Stream.START, tuple(test.shape[1:]))
     z, slope = logits(test + u / LEVELS)
     return log_prob(field, z, seed=seed, batch=CHUNK, **options), slope
 
@@ -222,7 +223,7 @@ def _scored(field: Any, test: Tensor, seed: int, **options: Any) -> tuple[Estima
 def _spread(train: Tensor, seed: int) -> PrincipalAxes:
     """The Gaussian with the mean and covariance of the logits of images."""
     generator = torch.Generator().manual_seed(seed)
-    z = logits(_spread_evenly(train[:OF_SPREAD], generator))[0].flatten(1).double()
+    z = logits(_spread_evenly(train[:OF_SPREAD].cpu(), generator))[0].flatten(1).double()
     mean = z.mean(0)
     centred = z - mean
     variance, basis = torch.linalg.eigh(centred.T @ centred / len(z))

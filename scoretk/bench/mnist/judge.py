@@ -105,6 +105,7 @@ def judge_of(data: Split, labels: Split, quick: bool) -> Judge:
         quick: Whether it is trained for seconds only.
     """
     network = fresh(lambda: EnergyMLP(SIDE**2, WIDTH, 1, DIGITS), torch.Generator().manual_seed(0))
+    network.to(data.train.device)
 
     def loss(rows: Tensor, _: torch.Generator) -> Tensor:
         return cross_entropy(network(rows[:, :-1]), rows[:, -1].long())

@@ -11,8 +11,9 @@ from torch import distributions as td
 
 from scoretk.bench.mnist.data import Split
 from scoretk.bench.mnist.estimates import Nats, by_log_z, by_weights, log_z
-from scoretk.bench.mnist.families import CHOOSING, PIXELS, SHAPE, words
+from scoretk.bench.mnist.families import CHOOSING, PIXELS, SHAPE, place, words
 from scoretk.bench.mnist.training import Plan, Task, Trained, fitted
+from scoretk.core.devices import sent
 from scoretk.core.noise import Noise, derive
 from scoretk.inference.sampling import sample
 from scoretk.learn.contrastive import ContrastiveDivergence, ReplayBuffer
@@ -54,7 +55,8 @@ class Machine:
 
         def start() -> Task:
             network = Parameters(SHAPE, self.hidden)
-            network.start(units.bias, torch.Generator().manual_seed(plan.seed))
+            network.start(units.bias.cpu(), torch.Generator().manual_seed(plan.seed))
+            network.to(data.train.device)
             buffer = ReplayBuffer(self.recipe.batch, refresh=0.0)
             divergence = ContrastiveDivergence(BlockGibbs(), self.sweeps, buffer, plan.seed)
 
@@ -110,7 +112,8 @@ class Autoencoder:
 
     def train(self, data: Split, plan: Plan) -> Trained:
         """As `scoretk.bench.mnist.families.Family.train`; the curve is of the bound that is fitted."""
-        unit = td.Independent(td.Normal(torch.zeros(self.latent), torch.ones(self.latent)), 1)
+        zeros = data.train.new_zeros(self.latent)
+        unit = td.Independent(td.Normal(zeros, zeros + 1, validate_args=False), 1)
         settings = {
             "data_shape": list(SHAPE),
             "binary": True,
@@ -123,10 +126,12 @@ class Autoencoder:
         mean, std = flat.mean(0), flat.var(0).mean().sqrt()
 
         def start() -> Task:
-            network = Network(settings, mean, std, torch.Generator().manual_seed(plan.seed))
+            generator = torch.Generator().manual_seed(plan.seed)
+            network = Network(settings, mean, std, generator).to(data.train.device)
 
             def loss(x: Tensor, generator: torch.Generator) -> Tensor:
-                normals = torch.randn((self.weights, len(x), self.latent), generator=generator)
+                shape = self.weights, len(x), self.latent
+                normals = sent(torch.randn(shape, generator=generator), x.device)
                 q, p = network.posterior(x), network.likelihood
                 if self.weights == 1:
                     return negative_elbo(x, q, p, unit, normals, exact_kl=True) / PIXELS
@@ -146,7 +151,7 @@ class Autoencoder:
 
     def draws(self, field: Any, n: int, seed: int) -> Tensor:
         """Exact draws of latents, then of pixels given these, `(n, 28, 28)`."""
-        noise = Noise(seed, n)
+        noise = Noise(seed, n, device=place(field))
         with torch.no_grad():
             drawn: Tensor = field.observe(field.draw(n, noise), noise)
         return drawn

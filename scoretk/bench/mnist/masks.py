@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
+from scoretk.core.devices import on
 from scoretk.core.streams import Stream
 from scoretk.fields import NoiseSource
 from scoretk.fields.discrete import DiscreteField
@@ -67,7 +68,7 @@ class ManyMasks(nn.Module):
         return x
 
     def _mask(self, k: int, like: Tensor) -> Mask:
-        return Mask(*(part.to(like.device) for part in self.masks[k]))
+        return Mask(*(on(part, like.device) for part in self.masks[k]))
 
 
 @dataclass(frozen=True, eq=False)

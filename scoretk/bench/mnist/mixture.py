@@ -105,9 +105,9 @@ def expectation_maximisation(
     overall = (rows.sum(0) + 0.5) / (len(rows) + 1)
     picked = torch.randint(len(rows), (components,), generator=generator)
     rates = overall + SPREAD * (rows[picked] - overall)
-    mixture = _mixture(torch.full((components,), 1 / components), rates, data)
+    mixture = _mixture(overall.new_full((components,), 1 / components), rates, data)
     while True:
-        held, seen = torch.zeros(components), torch.zeros_like(rates)
+        held, seen = overall.new_zeros(components), torch.zeros_like(rates)
         for part in rows.split(CHUNK):
             share = mixture.joint(part).softmax(1)
             held, seen = held + share.sum(0), seen + share.T @ part

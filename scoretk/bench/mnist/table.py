@@ -46,6 +46,7 @@ def mnist(asked: Asked) -> Iterator[Row]:
         yield _row("all", None, None, None, str(error), None)
         return
     splits = {False: split(images, 0), True: grey_split(images)}
+    splits = {grey: data.to(asked.device) for grey, data in splits.items()}
     if asked.quick:
         splits = {grey: data.first(*QUICK) for grey, data in splits.items()}
     judges = _Judges(asked, images, splits)
@@ -60,7 +61,7 @@ class _Judges:
         assert asked.data is not None
         self.quick, self.splits = asked.quick, splits
         labels = find_labels(asked.data, images)
-        self.labels = None if labels is None else split_rows(labels)
+        self.labels = None if labels is None else split_rows(labels).to(asked.device)
         if self.labels is not None and asked.quick:
             self.labels = self.labels.first(*QUICK)
         self.made: dict[bool, Judge] = {}
@@ -100,7 +101,7 @@ def _sheet(name: str, samples: Tensor, folder: Path | None) -> Cell:
     if folder is None:
         return None
     try:
-        figure = plot.samples(samples, most=36)
+        figure = plot.samples(samples.cpu(), most=36)
     except MissingDependency as error:
         return str(error)
     file = Link(f"samples-{name}.png")
@@ -186,4 +187,5 @@ MNIST = Table(
     "on real digits judges samples: by the mean entropy of its classes, and by how far their "
     "histogram is from that of the training labels; in brackets as many real test images.",
     mnist,
+    anywhere=True,
 )

@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from scoretk.core.arguments import option
+from scoretk.core.devices import sent
 from scoretk.errors import InvalidArgument
 from scoretk.fields import GaussianPath
 from scoretk.fields.convert import prediction_name
@@ -138,7 +139,7 @@ class Dropout(nn.Module):
         if not self.training or self.share == 0:
             return x
         kept = torch.rand(x.shape, generator=self.generator, device="cpu") >= self.share
-        return x * kept.to(x) / (1 - self.share)
+        return x * sent(kept, x.device).to(x) / (1 - self.share)
 
 
 class TimeBlock(nn.Module):
