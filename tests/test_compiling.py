@@ -9,6 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.distributions import (
+    Categorical,
+    Dirichlet,
+    Gamma,
+    Independent,
+    MixtureSameFamily,
+    MultivariateNormal,
+    Normal,
+)
 
 import scoretk as stk
 from scoretk.core import compiling
@@ -22,6 +31,7 @@ from scoretk.core.compiling import (
     over_rows,
 )
 from scoretk.run.capture import CPU_OPTIONS
+from tests.marks import slow_but
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning"
@@ -370,6 +380,28 @@ def test_runs_of_a_model_that_adds_to_a_part_of_its_own_tensor(monkeypatch, solv
         monkeypatch.setattr("scoretk.run.capture.LOOPS", False)
     field, run = stk.Energy(written_in_place, (3,)), STEPS | {"warmup": 0, "dtype": torch.float64}
     eager, fast = (stk.sample(field, solver, compile=c, **run).x for c in (False, True))
+    torch.testing.assert_close(fast, eager)
+
+
+LAWS = {
+    "normal": Independent(Normal(torch.zeros(2), torch.ones(2)), 1),
+    "mixture": MixtureSameFamily(
+        Categorical(torch.ones(3)),
+        Independent(Normal(torch.linspace(-1, 1, 6).reshape(3, 2), torch.ones(3, 2)), 1),
+    ),
+    "gamma": Independent(Gamma(torch.full((2,), 2.0), torch.ones(2)), 1),
+    "dirichlet": Dirichlet(torch.full((3,), 2.0)),
+    "multivariate": MultivariateNormal(torch.zeros(2), torch.eye(2)),
+}
+
+
+@pytest.mark.compiled
+@pytest.mark.parametrize("name", slow_but(LAWS, "normal", "dirichlet"))
+def test_distributions_are_compiled(traced, name):
+    """That of a support among them: where a distribution's tensors are is not asked within a graph."""
+    traced("eager")
+    run = STEPS | {"warmup": 0, "steps": 24}
+    eager, fast = (stk.sample(LAWS[name], stk.MALA(0.1), compile=c, **run).x for c in (False, True))
     torch.testing.assert_close(fast, eager)
 
 

@@ -114,13 +114,31 @@ def sent(x: Tensor, device: torch.device) -> Tensor:
 def _copied(constant: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
     if constant.device == device and constant.dtype == dtype:
         return constant
-    if torch.compiler.is_compiling() or constant.requires_grad or constant.is_inference():
-        return constant.to(device, dtype)  # a copy is of one graph, of one trace
     if constant.device == device:
         return constant.to(dtype)  # no wait is spared, and what numpy writes is seen
+    if constant.requires_grad:
+        return constant.to(device, dtype)  # a copy is of one graph
+    if torch.compiler.is_compiling():
+        return _copied_in_graph(constant, device, dtype)
+    if constant.is_inference():
+        return constant.to(device, dtype)
     copies: _Copies = _COPIES.setdefault(constant, {})
     found = copies.get((device, dtype))
     if found is None or found[0] != constant._version:
         with torch.inference_mode(False), torch.no_grad():  # so that autograd may use it later
             found = copies[device, dtype] = (constant._version, constant.to(device, dtype))
     return found[1]
+
+
+@torch.library.custom_op("scoretk::copied", mutates_args=())
+def _copied_in_graph(constant: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """The copy of a constant, for a compiled graph: that would copy it from the host at each call.
+
+    It is a copy of the copy, as a graph may write into what it gets.
+    """
+    return _copied(constant, device, dtype).clone()
+
+
+@_copied_in_graph.register_fake
+def _(constant: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+    return torch.empty_like(constant, device=device, dtype=dtype)

@@ -117,6 +117,8 @@ class DistributionField(ByAutograd):
 
         A distribution cannot take tensors of another device than its own.
         """
+        if torch.compiler.is_compiling():  # of what stands elsewhere the compiler says so
+            return self
         held = state_like(self.distribution)
         if all(t.device == device for t in held):
             return self

@@ -47,6 +47,7 @@ from scoretk.core.devices import on, widest
 from scoretk.core.noise import Noise
 from scoretk.run.moment import Loop, Moment, failures
 from scoretk.run.record import Record
+from scoretk.run.replay import Replayed, can_play
 from scoretk.run.settle import Now, make_step
 from scoretk.run.state import chain_leaves, state_leaves, tuned_leaves, with_leaves
 from scoretk.solvers.base import as_data, is_grid, traits
@@ -79,6 +80,10 @@ a word, of a model that adds to a part of a tensor in place (`out[:, 1] += x[:, 
 """
 LOOP_OPTIONS = {"cpp_wrapper": True} | CPU_OPTIONS
 """Of a graph with loops: what calls its kernels is C++ itself, as a loop calls them often."""
+TURNS = 16
+"""The most calls that a device plays by one launch."""
+TURNS_VALUES = 1 << 23
+"""The most values of x after all steps of these calls, which the device holds once more."""
 CALL_OPERATIONS = 1024
 """The most operations in a graph of more than one step: these compile in about ten seconds."""
 KINDS, COVERED = 6, 0.9
@@ -406,6 +411,35 @@ class _Loop:
         return moment(carry), xs, stats
 
 
+class _Turns:
+    """A compiled function of `_Steps`, called several times one after another.
+
+    Args:
+        function: That of `_Steps.run`.
+        turns: How many calls are played by one launch, where a device can.
+        can_play: Whether it can (`scoretk.run.replay`).
+    """
+
+    def __init__(self, function: Callable[..., Any], turns: int, can_play: bool) -> None:
+        self.function, self.turns = function, turns if can_play else 1
+        self._played = Replayed(self._calls) if can_play else self._calls
+
+    def __call__(self, now: Now, step: Tensor, values: list[list[Tensor]]) -> tuple[Any, ...]:
+        """As `_Steps.run`, with the values of each call."""
+        return (self._played if len(values) == self.turns else self._calls)(now, step, values)
+
+    def _calls(self, now: Now, step: Tensor, values: list[list[Tensor]]) -> tuple[Any, ...]:
+        xs, infos = [], []
+        for of_call in values:
+            now, step, x, info = self.function(now, step, of_call)
+            xs.append(x)
+            infos.append(info)
+        if len(values) == 1:
+            return now, step, x, info
+        info = {name: torch.cat([one[name] for one in infos]) for name in info}
+        return now, step, torch.cat(xs), info
+
+
 class _Calls(NamedTuple):
     """The compiled functions of a run.
 
@@ -417,7 +451,7 @@ class _Calls(NamedTuple):
 
     tape: Tape
     kind_at: Callable[[int], Hashable]
-    functions: Mapping[Hashable, Callable[..., Any]]
+    functions: Mapping[Hashable, _Turns]
 
 
 class Captured:
@@ -517,7 +551,9 @@ class Captured:
         for kind in _common(map(kind_at, range(first, first + LOOKED_AT))):
             solver, own = (kind, repr(kind)) if ahead is not None else whole
             key = (own, native, x.shape, x.dtype, x.device, heard.asked, tape.length)
-            functions[kind] = compiled(_Steps(solver, loop.field, tape).run, key, options=options)
+            function = compiled(_Steps(solver, loop.field, tape).run, key, options=options)
+            turns = 1 if ahead is not None else _turns(tape, x.numel())
+            functions[kind] = _Turns(function, turns, can_play(x.device))
         return _Calls(tape, kind_at, functions)
 
     def _called(self, calls: _Calls, moment: Moment, end: int) -> Moment:
@@ -533,14 +569,16 @@ class Captured:
             function = calls.functions.get(calls.kind_at(step))
             if function is None:
                 break
-            now, counter, xs, stats = function(now, counter, calls.tape.read(step))
+            turns = function.turns if end - step >= function.turns * length else 1
+            values = [calls.tape.read(step + i * length) for i in range(turns)]
+            now, counter, xs, stats = function(now, counter, values)
             if "evaluations" in stats:  # read when a run is over, as a device waits for its reader
                 evaluations = stats.pop("evaluations").sum() + evaluations
-            chosen = [i for i in range(length) if schedule.keeps(step + i)]
+            chosen = [i for i in range(turns * length) if schedule.keeps(step + i)]
             if chosen:
                 record = recorder.extend(record, xs, stats, chosen, kept, total)
                 kept += len(chosen)
-            step += length
+            step += turns * length
         return _moved(moment, now, step, record, evaluations)
 
 
@@ -661,6 +699,11 @@ def _length(heard: Heard, values: int) -> int:
     while length > 1 and length * heard.operations > CALL_OPERATIONS:
         length //= 2
     return length
+
+
+def _turns(tape: Tape, values: int) -> int:
+    """The number of calls that are played together, for a state of so many values."""
+    return max(1, min(TURNS, TURNS_VALUES // max(1, values * tape.length)))
 
 
 def _common(kinds: Iterable[Hashable]) -> list[Hashable]:
