@@ -1735,3 +1735,12 @@ class TestPretended:
         with accelerator.pretend():
             assert torch.tensor is not before[0]
         assert (torch.tensor, torch.Tensor.tolist) == before
+
+
+def test_a_graph_gets_a_copy_of_a_constants_copy():
+    """Which it may write into; the compiler knows what it is before it is made."""
+    constant = torch.tensor([[1.0, 2.0], [3.0, 4.0]]).T
+    for dtype in (torch.float32, torch.float64):
+        torch.library.opcheck(torch.ops.scoretk.copied, (constant, torch.device("cpu"), dtype))
+        torch.ops.scoretk.copied(constant, torch.device("cpu"), dtype).zero_()
+    assert constant.sum() == 10

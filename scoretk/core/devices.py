@@ -119,7 +119,8 @@ def _copied(constant: Tensor, device: torch.device, dtype: torch.dtype) -> Tenso
     if constant.requires_grad:
         return constant.to(device, dtype)  # a copy is of one graph
     if torch.compiler.is_compiling():
-        return _copied_in_graph(constant, device, dtype)
+        copy: Tensor = _copied_in_graph(constant, device, dtype)
+        return copy
     if constant.is_inference():
         return constant.to(device, dtype)
     copies: _Copies = _COPIES.setdefault(constant, {})
@@ -140,5 +141,5 @@ def _copied_in_graph(constant: Tensor, device: torch.device, dtype: torch.dtype)
 
 
 @_copied_in_graph.register_fake
-def _(constant: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+def _copied_in_trace(constant: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
     return torch.empty_like(constant, device=device, dtype=dtype)
