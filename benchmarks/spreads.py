@@ -1,4 +1,4 @@
-"""Var x^2 of the German credit's parameters, by a long run: what `scoretk/bench/spreads.py` holds.
+"""Var x^2 of the German credit's parameters, by a long run: what `scoretk/demo/bench/spreads.py` holds.
 
     python benchmarks/spreads.py FOLDER      # of the Inference Gym's data; half an hour of a core
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 import scoretk as stk
-from scoretk.bench import gym, spreads
+from scoretk.demo.bench import gym, spreads
 
 CHAINS, DRAWS, SEED = 64, 1500, 11
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 import scoretk as stk
-from scoretk.bench import amortised as bench
-from scoretk.bench import slcp
-from scoretk.bench.amortised import TASKS, FlowPlan, Learner, Plan, c2st, learned, learned_flow
-from scoretk.bench.rows import Asked
 from scoretk.core.dependencies import required
+from scoretk.demo.bench import amortised as bench
+from scoretk.demo.bench import slcp
+from scoretk.demo.bench.amortised import TASKS, FlowPlan, Learner, Plan, c2st, learned, learned_flow
+from scoretk.demo.bench.rows import Asked
 from scoretk.diagnostics.convergence import ess
 from scoretk.errors import MissingDependency
 from tests.evidence import z_limit

@@ -1,6 +1,7 @@
 """The layout holds: few rooms, imports point one way, no circles, nothing imported inside functions, light things light."""
 
 import ast
+import re
 import subprocess
 import sys
 import warnings
@@ -12,26 +13,15 @@ from pathlib import Path
 import pytest
 
 import scoretk
-from scoretk.core.moved import MOVED, PUBLIC
+from scoretk.core.moved import FOLDERS, MOVED, PUBLIC
 
 ROOT = Path(scoretk.__file__).parent
 LOOSE = {"__init__", "__main__", "errors", "_version"}
-FLOORS = [
-    "errors",
-    "_version",
-    "core",
-    "plugins",
-    "fields",
-    "ode",
-    "solvers",
-    "diagnostics",
-    "run",
-    "inference",
-    "learn",
-]
-FLOORS += ["models", "adapters", "conformance", "demo", "bench", "cli", "__main__", "__init__"]
+FLOORS = ["errors", "_version", "core", "plugins", "fields", "ode", "solvers", "diagnostics", "run"]
+FLOORS += ["inference", "learn", "models", "conformance", "demo", "cli", "__main__", "__init__"]
 """A module imports from its own floor and from those before it; `plugins` from `errors` and `_version` alone."""
-MOST_ROOMS = 16
+MOST_FOLDERS, MOST_ARROWS = 13, 74
+"""Of the rooms at the top, and from room to room, each module loose at the root a room like the folders."""
 LATE = {"scoretk.core.noise_kernel"}
 """Imported where they serve: it needs Triton, which takes seconds and comes with CUDA."""
 
@@ -82,8 +72,26 @@ def room(name):
 
 def test_few_rooms_and_no_module_loose():
     assert {f.stem for f in ROOT.glob("*.py")} == LOOSE
-    assert {room(name) for name in FILES} <= set(FLOORS), "a new room: give it its floor"
-    assert len([d for d in ROOT.iterdir() if (d / "__init__.py").exists()]) <= MOST_ROOMS
+    assert {room(name) for name in FILES} == set(FLOORS), "a new room: give it its floor"
+    assert len([d for d in ROOT.iterdir() if (d / "__init__.py").exists()]) <= MOST_FOLDERS
+
+
+def between_rooms():
+    return {(room(n), room(o)) for n in FILES for o in arrows()[n] if room(n) != room(o)}
+
+
+def test_few_arrows_from_room_to_room():
+    """A new one: is what is asked for in the room that it belongs to?"""
+    assert len(between_rooms()) <= MOST_ARROWS
+    assert ("core", "errors") in between_rooms()
+
+
+def test_no_field_needs_another_library_of_models():
+    """Adapters know fields, no field knows an adapter; the package's own file has conventions, and no library."""
+    libraries = {name for name in FILES if name.startswith("scoretk.fields.adapters.")}
+    others = {n for n in FILES if room(n) == "fields"} - libraries
+    assert len(libraries) > 20
+    assert not {(n, o) for n in others for o in arrows()[n] & libraries}
 
 
 def points_up(name, other):
@@ -187,6 +195,34 @@ def test_old_paths_lead_to_the_new_ones_for_a_release(old):
             assert found is getattr(module, name) or len(MOVED[old].split()) > 1
         with warnings.catch_warnings(), pytest.raises(AttributeError, match="no_such_name"):
             forward.no_such_name  # noqa: B018
+
+
+MOVED_WITHIN = {
+    f"{old}{name.removeprefix(f'scoretk.{new}')}"
+    for old, new in FOLDERS.items()
+    for name in FILES
+    if f"{name}.".startswith(f"scoretk.{new}.")
+}
+"""The old paths of all modules of folders that moved."""
+
+
+@pytest.mark.parametrize("old", sorted(MOVED_WITHIN - MOVED.keys()))
+def test_old_paths_within_folders_that_moved_lead_to_the_new_ones(old):
+    folder = old.partition(".")[0]
+    home = import_module(f"scoretk.{FOLDERS[folder]}{old.removeprefix(folder)}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        forward = import_module(f"scoretk.{old}")
+    for name in getattr(home, "__all__", ()):
+        told = f"scoretk.{old}.{name} is now {home.__name__}.{name}"
+        with pytest.warns(DeprecationWarning, match=re.escape(told)):
+            assert getattr(forward, name) is getattr(home, name)
+
+
+@pytest.mark.parametrize("folder", sorted(FOLDERS))
+def test_what_was_never_in_a_folder_that_moved_is_not_found(folder):
+    with pytest.raises(ModuleNotFoundError, match="no_such_module"):
+        import_module(f"scoretk.{folder}.no_such_module")
 
 
 @pytest.mark.parametrize("path", sorted(PUBLIC))

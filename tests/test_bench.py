@@ -11,7 +11,8 @@ import torch.distributions as D
 from torch.nn.functional import softplus
 
 import scoretk as stk
-from scoretk.bench import (
+from scoretk.cli import main
+from scoretk.demo.bench import (
     cox,
     evidence,
     gym,
@@ -24,8 +25,8 @@ from scoretk.bench import (
     spreads,
     tables,
 )
-from scoretk.bench.evidence import Evidence, evidence_of
-from scoretk.bench.inverse import (
+from scoretk.demo.bench.evidence import Evidence, evidence_of
+from scoretk.demo.bench.inverse import (
     Calibration,
     Distances,
     Problem,
@@ -33,7 +34,7 @@ from scoretk.bench.inverse import (
     calibration,
     distances,
 )
-from scoretk.bench.low_error import (
+from scoretk.demo.bench.low_error import (
     Crossing,
     Errors,
     Plan,
@@ -41,10 +42,9 @@ from scoretk.bench.low_error import (
     crossing,
     gradients_to_low_error,
 )
-from scoretk.bench.low_error import reached as reached_by
-from scoretk.bench.page import write_report
-from scoretk.bench.target import Moments, Target
-from scoretk.cli import main
+from scoretk.demo.bench.low_error import reached as reached_by
+from scoretk.demo.bench.page import write_report
+from scoretk.demo.bench.target import Moments, Target
 from scoretk.fields.resolve import resolve
 from scoretk.plugins.targets import BUILT_IN_TARGETS, list_targets, load_target
 from tests import accelerator

@@ -16,15 +16,15 @@ from torch import nn
 from torch.distributions import Independent, Normal
 
 import scoretk as stk
-from scoretk.bench import gym, low_error
-from scoretk.bench.evidence import evidence_of
-from scoretk.bench.mnist.data import Split
-from scoretk.bench.mnist.published import FAMILIES
-from scoretk.bench.mnist.training import Plan as Training
-from scoretk.bench.target import Moments, Target
 from scoretk.core import noise as core_noise
-from scoretk.core.identity import Identity
+from scoretk.core.identity import Identity, weights_digest
 from scoretk.core.rows import across
+from scoretk.demo.bench import gym, low_error
+from scoretk.demo.bench.evidence import evidence_of
+from scoretk.demo.bench.mnist.data import Split
+from scoretk.demo.bench.mnist.published import FAMILIES
+from scoretk.demo.bench.mnist.training import Plan as Training
+from scoretk.demo.bench.target import Moments, Target
 from scoretk.fields.resolve import StaticField
 from scoretk.learn import (
     Recipe,
@@ -34,7 +34,6 @@ from scoretk.learn import (
     prediction_error,
     stratified,
 )
-from scoretk.run.checkpoint import weights_digest
 from scoretk.run.record import KeepAll, KeepMoments
 from scoretk.run.settle import AtTheEnd
 from scoretk.run.store import Streaming

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import scoretk as stk
-from scoretk.bench import few_steps as bench
-from scoretk.bench.few_steps import CONTESTANTS, COUNTS, Contestant, Task
-from scoretk.bench.rows import Asked, Measured
+from scoretk.demo.bench import few_steps as bench
+from scoretk.demo.bench.few_steps import CONTESTANTS, COUNTS, Contestant, Task
+from scoretk.demo.bench.rows import Asked, Measured
 from scoretk.models.targets.mixture import gaussian, ring_mixture
 from scoretk.ode import grids
 from scoretk.ode.search import follow, search_shares

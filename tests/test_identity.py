@@ -6,6 +6,7 @@ import collections
 import contextvars
 import datetime
 import functools
+import inspect
 import json
 import os
 import subprocess
@@ -22,9 +23,8 @@ import torch
 
 import scoretk as stk
 from scoretk.core import anatomy, identity
-from scoretk.core.identity import Identity, tensor_value
+from scoretk.core.identity import Identity, tensor_value, weights_digest
 from scoretk.run import resume as runs
-from scoretk.run.checkpoint import weights_digest
 from tests.processes import environment
 
 ROOT = Path(__file__).parent.parent
@@ -823,6 +823,14 @@ class TestNamesOfThePackagesOwn:
         self.elsewhere(monkeypatch)
         with pytest.raises(stk.CheckpointError, match="other.place"):
             sampled(diffusion(), tmp_path / "c")
+
+    def test_a_function_is_named_as_before_its_folder_moved(self):
+        """Checkpoints of runs begun then, such as of a model of numpyro, have that name."""
+        explained = inspect.unwrap(stk.from_sklearn), inspect.unwrap(stk.from_timesteps)
+        assert [identity._value(function) for function in explained] == [
+            "function scoretk.adapters.sklearn.from_sklearn",
+            "function scoretk.fields.adapters.from_timesteps",  # was there before
+        ]
 
     def test_another_class_is_another_and_so_is_another_packages_of_the_same_name(self):
         assert identity.Identity(f=stk.VP()).values != identity.Identity(f=stk.SubVP()).values

@@ -12,22 +12,22 @@ import torch
 from torch import distributions as td
 
 import scoretk as stk
-from scoretk.bench.mnist import grey as grey_images
-from scoretk.bench.mnist import table
-from scoretk.bench.mnist.data import Split, binarised, grey_split, split
-from scoretk.bench.mnist.estimates import CHUNK, Nats, Second, by_log_z, by_weights, exactly
-from scoretk.bench.mnist.families import Masked
-from scoretk.bench.mnist.grey import OnPath
-from scoretk.bench.mnist.idx import Images, find_images, find_labels, read_images, read_labels
-from scoretk.bench.mnist.judge import Judge, judge_of
-from scoretk.bench.mnist.masks import ManyMasks, OrderMixture
-from scoretk.bench.mnist.mixture import BernoulliMixture, expectation_maximisation
-from scoretk.bench.mnist.published import FAMILIES
-from scoretk.bench.mnist.training import Plan, Point, Trained, limited, looks
-from scoretk.bench.rows import Asked, Curve
 from scoretk.cli import main
 from scoretk.core.noise import Noise
 from scoretk.core.streams import Stream
+from scoretk.demo.bench.mnist import grey as grey_images
+from scoretk.demo.bench.mnist import table
+from scoretk.demo.bench.mnist.data import Split, binarised, grey_split, split
+from scoretk.demo.bench.mnist.estimates import CHUNK, Nats, Second, by_log_z, by_weights, exactly
+from scoretk.demo.bench.mnist.families import Masked
+from scoretk.demo.bench.mnist.grey import OnPath
+from scoretk.demo.bench.mnist.idx import Images, find_images, find_labels, read_images, read_labels
+from scoretk.demo.bench.mnist.judge import Judge, judge_of
+from scoretk.demo.bench.mnist.masks import ManyMasks, OrderMixture
+from scoretk.demo.bench.mnist.mixture import BernoulliMixture, expectation_maximisation
+from scoretk.demo.bench.mnist.published import FAMILIES
+from scoretk.demo.bench.mnist.training import Plan, Point, Trained, limited, looks
+from scoretk.demo.bench.rows import Asked, Curve
 from scoretk.models.digits.networks import fresh
 from scoretk.models.latent.autoregressive import Backbone
 from scoretk.models.latent.vae import VAE

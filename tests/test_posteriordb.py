@@ -10,12 +10,12 @@ import torch.distributions as D
 from scipy.integrate import solve_ivp
 
 import scoretk as stk
-from scoretk.bench import reference, tables
-from scoretk.bench.posteriordb import MODELS, archived, dynamics, target_of
-from scoretk.bench.recursion import autoregressive, log_product
-from scoretk.bench.reference import Agreement, Found, against_reference, agreement
-from scoretk.bench.target import Reference, Target
 from scoretk.cli import main
+from scoretk.demo.bench import reference, tables
+from scoretk.demo.bench.posteriordb import MODELS, archived, dynamics, target_of
+from scoretk.demo.bench.recursion import autoregressive, log_product
+from scoretk.demo.bench.reference import Agreement, Found, against_reference, agreement
+from scoretk.demo.bench.target import Reference, Target
 from scoretk.fields.variables import variables_of
 from tests.posteriors import POSTERIORS
 from tests.posteriors import data as known_data

@@ -624,7 +624,8 @@ NOT_OF_FIELDS = frozenset(
 
 
 NO_FIELDS = {"core", "adapters", "containment.py", "discovery.py", "cli"}
-"""Rooms and files that ask no field of anything."""
+NO_FIELDS |= {"fingerprint.py", "sbi.py"}  # which ask networks and posteriors of another library
+"""Rooms, folders and files that ask no field of anything."""
 
 
 def asked():

@@ -10,9 +10,9 @@ CHAPTERS = {
     "sampling": ("scoretk.inference", "scoretk.ode.grids"),
     "fields": ("scoretk.fields",),
     "solvers": ("scoretk.solvers",),
-    "draws": ("scoretk.run", "scoretk.diagnostics"),
+    "draws": ("scoretk.run", "scoretk.diagnostics", "scoretk.core.cost"),
     "learn": ("scoretk.learn",),
-    "adapters": ("scoretk.adapters",),
+    "adapters": ("scoretk.fields.adapters", "scoretk.fields.pretrained", "scoretk.inference.sbi"),
     "plugins": ("scoretk.plugins",),
     "conformance": ("scoretk.conformance",),
     "errors": ("scoretk.errors",),
@@ -39,10 +39,16 @@ def _module(name: str) -> str:
 
 
 def _page(home: str) -> str:
-    for page, packages in CHAPTERS.items():
-        if any(f"{home}.".startswith(f"{package}.") for package in packages):
-            return page
-    raise LookupError(f"docs/site/reference.py: {home} has public names and no chapter")
+    """The page of the longest of the packages that a module is in."""
+    found = [
+        (len(package), page)
+        for page, packages in CHAPTERS.items()
+        for package in packages
+        if f"{home}.".startswith(f"{package}.")
+    ]
+    if not found:
+        raise LookupError(f"docs/site/reference.py: {home} has public names and no chapter")
+    return max(found)[1]
 
 
 def listed() -> set[str]:

@@ -25,10 +25,10 @@ def bench(options: argparse.Namespace) -> None:
         InvalidArgument: The folder of data is none, that of the output cannot be made, or the seed is
             none.
     """
-    from scoretk.bench.page import about, plain, write_report
-    from scoretk.bench.rows import Asked
-    from scoretk.bench.tables import TABLES
     from scoretk.core.arguments import count, integer, positive
+    from scoretk.demo.bench.page import about, plain, write_report
+    from scoretk.demo.bench.rows import Asked
+    from scoretk.demo.bench.tables import TABLES
 
     for name in options.tables:
         if name not in TABLES:
@@ -107,8 +107,8 @@ def _check_device(options: argparse.Namespace) -> None:
     Raises:
         InvalidArgument: In either case.
     """
-    from scoretk.bench.tables import TABLES
     from scoretk.core.arguments import device
+    from scoretk.demo.bench.tables import TABLES
 
     if device("--device", options.device).type == "cpu":
         return
@@ -135,7 +135,7 @@ def _names(listed: str | None) -> tuple[str, ...]:
 
 
 def _line(row: Any) -> str:
-    from scoretk.bench.page import shown
+    from scoretk.demo.bench.page import shown
 
     cells = ((head, shown(cell)) for head, cell in row.items() if head not in HIDDEN)
     return "  " + "; ".join(f"{head} {text}" for head, text in cells if text)

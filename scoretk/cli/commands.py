@@ -142,8 +142,8 @@ def fit(options: argparse.Namespace) -> None:
     """Train a model and write its weights."""
     describe(options.name)
     from scoretk.core.arrayfiles import read_array
-    from scoretk.learn.processes import joined, rank
     from scoretk.run.draws import check_output
+    from scoretk.run.group import joined
 
     output = check_output(
         options.output or f"{options.name.rpartition('/')[2]}.safetensors",
@@ -153,9 +153,9 @@ def fit(options: argparse.Namespace) -> None:
     settings = _assignments("--set", options.set)
     data = None if options.data is None else read_array(options.data, options.array)
     chosen = {"checkpoint": options.checkpoint, **settings}
-    with joined(), contextlib.closing(FitLine()) as line:  # joined: by torchrun, several processes
+    with joined() as (ranks, _), contextlib.closing(FitLine()) as line:  # by torchrun, of several
         trained = train(options.name, data, seed=options.seed, report=line, **chosen)
-        if rank() > 0:
+        if ranks.rank > 0:
             return
     try:
         trained.save(output)
@@ -200,7 +200,8 @@ def demo(options: argparse.Namespace) -> None:
     if options.inverse:
         _inverse(options)
         return
-    from scoretk.demo import print_tables, run_demo
+    from scoretk.demo.main import run_demo
+    from scoretk.demo.table import print_tables
 
     started = time.perf_counter()
     names = None if options.models is None else options.models.split(",")

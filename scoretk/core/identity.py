@@ -33,6 +33,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from scoretk.core.anatomy import MANY, PLAIN, ModuleView, Part, is_array, is_known, key_of, parts
 from scoretk.core.marks import marks, whole_tensor
+from scoretk.core.moved import first_path
 
 __all__ = [
     "Identity",
@@ -41,8 +42,10 @@ __all__ = [
     "is_summary",
     "numbers_as_bytes",
     "stable_text",
+    "tensor_digest",
     "tensor_value",
     "tensor_values",
+    "weights_digest",
 ]
 
 SHOWN = 60
@@ -276,7 +279,7 @@ def _value(item: Any) -> str:
     if is_array(kind):
         return _of_foreign(item)
     if isinstance(item, FunctionType):
-        name = f"{item.__globals__.get('__name__')}.{item.__code__.co_qualname}"
+        name = f"{first_path(str(item.__globals__.get('__name__')))}.{item.__code__.co_qualname}"
         return f"function {name}" if is_known(item) else _of_code(item.__code__)
     if isinstance(item, CodeType):
         return _of_code(item)
@@ -320,7 +323,7 @@ def _name(item: Any) -> str:
 
     A class of this package is named without its module, so that a run can be continued after the
     module has moved. Functions keep theirs: some (`build`, a lambda) have the same name in several
-    modules.
+    modules; where a folder moved with all that is in it, that is the path which they had before.
     """
     owner = getattr(item, "__objclass__", None) or getattr(item, "__self__", None)
     home = getattr(item, "__module__", None) or (type(owner).__name__ if owner is not None else "")
@@ -422,6 +425,21 @@ def tensor_value(tensor: Tensor) -> str:
     except (RuntimeError, NotImplementedError, TypeError):
         return f"{what} without numbers that can be read"
     return f"{what}{_short(shown)} {_digest(b''.join(held))}"
+
+
+def tensor_digest(tensors: dict[str, Tensor]) -> str:
+    """The SHA-256 of tensors: of their names, dtypes, shapes and bytes, in the order of names."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        value = tensors[name].detach().to("cpu")
+        digest.update(f"{name}|{value.dtype}|{tuple(value.shape)}|".encode())
+        digest.update(numbers_as_bytes(value))
+    return digest.hexdigest()
+
+
+def weights_digest(weights: Iterable[Tensor]) -> str:
+    """The SHA-256 of tensors that live long, such as a model's weights."""
+    return hashlib.sha256("\n".join(tensor_values(list(weights))).encode()).hexdigest()
 
 
 def _strided(tensor: Tensor) -> list[Tensor]:

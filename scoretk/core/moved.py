@@ -10,9 +10,10 @@ import warnings
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
 from types import ModuleType
 
-__all__ = ["MOVED", "PUBLIC", "Moved"]
+__all__ = ["FOLDERS", "MOVED", "PUBLIC", "Moved", "first_path"]
 
 MOVED = {
     "arguments": "core.arguments",
@@ -67,11 +68,20 @@ MOVED = {
     "families.flows": "models.digits.flows",
     "families.jem": "models.digits.jem",
     "families.ncsn": "models.digits.ncsn",
+    "adapters.fingerprint": "fields.fingerprint",
+    "adapters.pretrained": "fields.pretrained",
+    "adapters.sbi": "fields.adapters.sbi inference.sbi",
 }
 """Where the modules of release 0.1 went, from the package's root; several where one was divided."""
 
+FOLDERS = {"adapters": "fields.adapters", "bench": "demo.bench"}
+"""Where folders went with all that is in them, but for what `MOVED` says."""
+
 PUBLIC = {"grids", "plot"}
 """Modules whose short path is the public one: found there without a warning."""
+
+
+_ROOT = __name__.partition(".")[0]
 
 
 class Moved(MetaPathFinder, Loader):
@@ -81,20 +91,37 @@ class Moved(MetaPathFinder, Loader):
         self, fullname: str, path: object = None, target: object = None
     ) -> ModuleSpec | None:
         root, _, old = fullname.partition(".")
-        if root != __package__.partition(".")[0] or old not in MOVED:
+        if root != _ROOT or not _homes(old):
             return None
-        return ModuleSpec(
-            fullname, self, is_package=any(name.startswith(f"{old}.") for name in MOVED)
-        )
+        within = old.partition(".")[0] in FOLDERS or any(n.startswith(f"{old}.") for n in MOVED)
+        return ModuleSpec(fullname, self, is_package=within)
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         return _Forward(spec.name)
 
     def exec_module(self, module: ModuleType) -> None:
         """Leave the names to be looked up on demand; at a public path put the module itself."""
-        root, _, old = module.__name__.partition(".")
+        old = module.__name__.partition(".")[2]
         if old in PUBLIC:
-            sys.modules[module.__name__] = import_module(f"{root}.{MOVED[old]}")
+            sys.modules[module.__name__] = import_module(f"{_ROOT}.{MOVED[old]}")
+
+
+def first_path(module: str) -> str:
+    """Where a module was before its folder moved: checkpoints name functions by that, old and new ones."""
+    for old, new in FOLDERS.items():
+        within = module.removeprefix(f"{_ROOT}.{new}.")
+        if within != module:
+            return f"{_ROOT}.{old}.{within}"
+    return module
+
+
+def _homes(old: str) -> list[str]:
+    """The modules that have what an old one had, from the package's root; none where there was no such."""
+    folder, _, rest = old.partition(".")
+    if old in MOVED or folder not in FOLDERS:
+        return MOVED.get(old, "").split()
+    home = f"{FOLDERS[folder]}.{rest}".rstrip(".")
+    return [home] if find_spec(f"{_ROOT}.{home}") else []
 
 
 class _Forward(ModuleType):
@@ -103,8 +130,7 @@ class _Forward(ModuleType):
     def __getattr__(self, name: str) -> object:
         if name.startswith("__"):
             raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
-        root, _, old = self.__name__.partition(".")
-        for home in (f"{root}.{new}" for new in MOVED[old].split()):
+        for home in (f"{_ROOT}.{new}" for new in _homes(self.__name__.partition(".")[2])):
             value = getattr(import_module(home), name, self)
             if value is not self:
                 warnings.warn(

@@ -49,6 +49,7 @@ from torch import Tensor
 
 from scoretk.core.anatomy import as_networks_take, check_place, left_as_found
 from scoretk.core.arguments import conditions, count, counts, positive, tensor_like
+from scoretk.core.cost import Cost
 from scoretk.core.keywords import explained
 from scoretk.core.rows import across, finite_rows, row_dot, select_rows
 from scoretk.errors import InvalidArgument, Status
@@ -59,7 +60,6 @@ from scoretk.fields.resolve import TimedField, of_rows, resolve
 from scoretk.fields.wrapped import check_flow
 from scoretk.ode.grids import grid as times_of
 from scoretk.ode.registry import Method, every_method, velocity_method
-from scoretk.run.draws import Cost
 
 __all__ = ["Flow", "Latents", "Rate", "Solve", "encode", "interpolate", "parts"]
 

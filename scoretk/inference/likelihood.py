@@ -48,6 +48,7 @@ from torch import Tensor
 from scoretk.core.anatomy import as_networks_take, check_place, left_as_found
 from scoretk.core.arguments import conditions, count, integer, is_integer, option, pair, tensor_like
 from scoretk.core.arrays import aligned, aligned_values
+from scoretk.core.cost import Cost
 from scoretk.core.keywords import explained
 from scoretk.core.noise import Noise, derive
 from scoretk.core.streams import Stream
@@ -67,7 +68,6 @@ from scoretk.inference.encoding import (
     given_gradients,
     parts,
 )
-from scoretk.run.draws import Cost
 
 __all__ = ["Estimate", "bits_per_dim", "divergence", "log_prob"]
 

@@ -36,6 +36,7 @@ from torch.distributions import Independent, Normal
 from scoretk.core.anatomy import check_place, left_as_found, state_like
 from scoretk.core.arguments import count, finite, flag, float_dtype, option
 from scoretk.core.arguments import device as as_device
+from scoretk.core.cost import Cost
 from scoretk.core.devices import wide, widest
 from scoretk.core.keywords import explained
 from scoretk.core.noise import Noise, derive
@@ -51,7 +52,7 @@ from scoretk.fields.resolve import StaticField, resolve, static
 from scoretk.fields.wrapped import Kind, Wrapped
 from scoretk.inference.likelihood import Estimate
 from scoretk.inference.sampling import sample
-from scoretk.run.draws import Cost, Draws
+from scoretk.run.draws import Draws
 from scoretk.solvers.base import Steps, check_settled, has_step_size, traits
 from scoretk.solvers.clusters import SwendsenWang
 from scoretk.solvers.discrete import BlockGibbs, GibbsWithGradients

@@ -17,7 +17,6 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from scoretk._version import __version__
 from scoretk.core.anatomy import (
     check_place,
     field_tensors,
@@ -39,13 +38,15 @@ from scoretk.core.arguments import (
 )
 from scoretk.core.arguments import device as as_device
 from scoretk.core.arrays import aligned
+from scoretk.core.cost import Cost
 from scoretk.core.devices import has_float64
-from scoretk.core.identity import Identity, stable_text
+from scoretk.core.identity import Identity, stable_text, tensor_digest, weights_digest
 from scoretk.core.keywords import explained
 from scoretk.core.locks import held, held_with_others
 from scoretk.core.noise import Noise, derive
 from scoretk.core.rows import across
 from scoretk.core.streams import Stream
+from scoretk.core.versions import versions
 from scoretk.core.warned import warn
 from scoretk.errors import InvalidArgument, UnknownName
 from scoretk.fields.constrained import Constrained
@@ -58,8 +59,8 @@ from scoretk.plugins import as_solver, find_model, load
 from scoretk.plugins.solvers import check_attributes
 from scoretk.run.batch import Batch
 from scoretk.run.batches import Finished, run_batches
-from scoretk.run.checkpoint import Checkpoint, tensor_digest, weights_digest
-from scoretk.run.draws import Cost, Draws
+from scoretk.run.checkpoint import Checkpoint
+from scoretk.run.draws import Draws
 from scoretk.run.fits import Kept, check_fits
 from scoretk.run.group import of_machine
 from scoretk.run.ranks import Share, check_team, shared_call, shares, unshared
@@ -416,8 +417,7 @@ class _Run:
             "init": None if self.start is None else tensor_digest({"init": self.start})[:16],
             "cond": tensor_digest(self.rows)[:16] if self.rows else None,
             "torch_state": _torch_state(place.device.type),
-            "scoretk": __version__,
-            "torch": str(torch.__version__),
+            **versions(),
             "python": platform.python_version(),
         }
 

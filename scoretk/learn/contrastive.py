@@ -28,12 +28,11 @@ from scoretk.core.streams import Stream
 from scoretk.errors import ChainFailure, InvalidArgument, Status
 from scoretk.fields.protocols import optional
 from scoretk.fields.resolve import resolve
-from scoretk.plugins import as_solver
 from scoretk.run.drive import drive
 from scoretk.run.moment import Loop, Moment, begin
 from scoretk.run.record import KeepLast
 from scoretk.run.schedule import Schedule
-from scoretk.solvers.base import check_settled, is_grid
+from scoretk.solvers.parts.nested import settled_kernel
 
 __all__ = ["CDStep", "ContrastiveDivergence", "ReplayBuffer"]
 
@@ -178,12 +177,7 @@ class ContrastiveDivergence:
     energy_decay: float = 0.0
 
     def __post_init__(self) -> None:
-        self.solver = as_solver("solver", self.solver)
-        if is_grid(self.solver):
-            raise InvalidArgument(
-                "solver", self.solver, "a kernel that can run for ever, such as ULA or MALA"
-            )
-        check_settled("solver", self.solver)
+        self.solver = settled_kernel("solver", self.solver)
         counts(self, steps=1)
         named = isinstance(self.start, str) and self.start in ("data", "noise")
         if not named and not isinstance(self.start, ReplayBuffer):

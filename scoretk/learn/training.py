@@ -18,7 +18,7 @@ from scoretk.core.anatomy import learning
 from scoretk.core.arguments import count, tensor_like
 from scoretk.core.arrays import aligned
 from scoretk.core.devices import sent
-from scoretk.core.identity import Identity, stable_text
+from scoretk.core.identity import Identity, stable_text, tensor_digest
 from scoretk.core.noise import derive
 from scoretk.core.sealed import is_count
 from scoretk.errors import CheckpointError, InvalidArgument, ScoretkError
@@ -26,7 +26,6 @@ from scoretk.learn import processes
 from scoretk.learn.recipe import Fit, Loss, Numbers, Player, Progress, Recipe
 from scoretk.learn.resume import Whose
 from scoretk.learn.states import States
-from scoretk.run.checkpoint import tensor_digest
 
 __all__ = ["NotFinite", "Training"]
 

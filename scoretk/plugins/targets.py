@@ -1,7 +1,7 @@
 """Targets of benchmarks by name: this package's own, and those of the group `scoretk.targets`.
 
 An entry point's value points at a function `build(data)`, which gets the folder of data that the
-user has named, a `pathlib.Path`, or None, and returns a `scoretk.bench.Target`: a field and what is
+user has named, a `pathlib.Path`, or None, and returns a `scoretk.demo.bench.Target`: a field and what is
 known of its law.
 """
 
@@ -19,27 +19,27 @@ __all__ = ["BUILT_IN_TARGETS", "list_targets", "load_target"]
 
 BUILT_IN_TARGETS: Mapping[str, str] = MappingProxyType(
     {
-        "banana": "scoretk.bench.known:banana",
-        "ill-conditioned": "scoretk.bench.known:ill_conditioned",
-        "rosenbrock": "scoretk.bench.known:rosenbrock",
-        "bimodal": "scoretk.bench.known:bimodal",
-        "funnel-20": "scoretk.bench.known:funnel",
-        "brownian": "scoretk.bench.gym:brownian",
-        "german-credit": "scoretk.bench.gym:german_credit",
-        "item-response": "scoretk.bench.gym:item_response",
-        "volatility": "scoretk.bench.gym:volatility",
-        "many-well": "scoretk.bench.partition:many_well",
-        "funnel-10": "scoretk.bench.partition:funnel",
-        "gaussians-25": "scoretk.bench.partition:gaussians",
-        "gaussians-40": "scoretk.bench.partition:gaussians_40",
-        "cox": "scoretk.bench.cox:cox",
-        "cox-whitened": "scoretk.bench.cox:cox_whitened",
-        "ising-8": "scoretk.bench.partition:ising_8",
-        "ising-16": "scoretk.bench.partition:ising_16",
-        "ising-16-warm": "scoretk.bench.partition:ising_16_warm",
-        "ising-16-cold": "scoretk.bench.partition:ising_16_cold",
-        "ising-24": "scoretk.bench.partition:ising_24",
-        "ising-32": "scoretk.bench.partition:ising_32",
+        "banana": "scoretk.demo.bench.known:banana",
+        "ill-conditioned": "scoretk.demo.bench.known:ill_conditioned",
+        "rosenbrock": "scoretk.demo.bench.known:rosenbrock",
+        "bimodal": "scoretk.demo.bench.known:bimodal",
+        "funnel-20": "scoretk.demo.bench.known:funnel",
+        "brownian": "scoretk.demo.bench.gym:brownian",
+        "german-credit": "scoretk.demo.bench.gym:german_credit",
+        "item-response": "scoretk.demo.bench.gym:item_response",
+        "volatility": "scoretk.demo.bench.gym:volatility",
+        "many-well": "scoretk.demo.bench.partition:many_well",
+        "funnel-10": "scoretk.demo.bench.partition:funnel",
+        "gaussians-25": "scoretk.demo.bench.partition:gaussians",
+        "gaussians-40": "scoretk.demo.bench.partition:gaussians_40",
+        "cox": "scoretk.demo.bench.cox:cox",
+        "cox-whitened": "scoretk.demo.bench.cox:cox_whitened",
+        "ising-8": "scoretk.demo.bench.partition:ising_8",
+        "ising-16": "scoretk.demo.bench.partition:ising_16",
+        "ising-16-warm": "scoretk.demo.bench.partition:ising_16_warm",
+        "ising-16-cold": "scoretk.demo.bench.partition:ising_16_cold",
+        "ising-24": "scoretk.demo.bench.partition:ising_24",
+        "ising-32": "scoretk.demo.bench.partition:ising_32",
     }
 )
 """This package's targets by name, in the order in which they are shown."""
@@ -65,7 +65,7 @@ def load_target(name: str, data: str | Path | None = None) -> Any:
         data: The user's folder of data, for targets that need one.
 
     Returns:
-        The `scoretk.bench.Target`.
+        The `scoretk.demo.bench.Target`.
 
     Raises:
         UnknownName: Nothing has this name.

@@ -7,7 +7,6 @@ it is refused and left untouched: nothing is written before all of it is checked
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import time
@@ -20,7 +19,6 @@ from torch import Tensor
 
 from scoretk.core.arguments import positive
 from scoretk.core.files import as_path, file_to_write
-from scoretk.core.identity import numbers_as_bytes, tensor_values
 from scoretk.core.sealed import Stored, Unreadable, open_sealed, read_sealed, write_sealed
 from scoretk.errors import CheckpointError
 
@@ -32,9 +30,7 @@ __all__ = [
     "is_shared",
     "load",
     "opened",
-    "tensor_digest",
     "unfit",
-    "weights_digest",
     "write",
 ]
 
@@ -107,21 +103,6 @@ def is_shared(path: Path) -> bool:
         return (path / MANIFEST).is_file()
     except OSError:  # such as for a name that is too long
         return False
-
-
-def tensor_digest(tensors: dict[str, Tensor]) -> str:
-    """The SHA-256 of tensors: of their names, dtypes, shapes and bytes, in the order of names."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        value = tensors[name].detach().to("cpu")
-        digest.update(f"{name}|{value.dtype}|{tuple(value.shape)}|".encode())
-        digest.update(numbers_as_bytes(value))
-    return digest.hexdigest()
-
-
-def weights_digest(weights: Iterable[Tensor]) -> str:
-    """The SHA-256 of tensors that live long, such as a model's weights."""
-    return hashlib.sha256("\n".join(tensor_values(list(weights))).encode()).hexdigest()
 
 
 def write(

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from scoretk.core.arguments import UNREADABLE, count, is_integer, option
+from scoretk.core.cost import Cost
 from scoretk.core.dependencies import required
 from scoretk.core.devices import has_float64
 from scoretk.core.files import (
@@ -46,7 +47,7 @@ from scoretk.fields.layout import Layout
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["BY_CHAIN", "FORMATS", "READERS", "Cost", "Draws", "check_output"]
+__all__ = ["BY_CHAIN", "FORMATS", "READERS", "Draws", "check_output"]
 
 FORMATS = (".safetensors", ".nc", ".zarr", ".npy")
 READ_BY = {
@@ -67,22 +68,6 @@ BY_CHAIN = ("x", "final", *OUTCOME, "mean", "var", *HALVES, "named", "chains")
 """The tensors of draws, of which each has a row for a chain, beside statistics and what was tuned."""
 WITHOUT_IDS = {"ids": False}
 """The entry of a header that says that chains had no ids, as in files from before checksums."""
-
-
-class Cost(dict[str, int]):
-    """Model evaluations by kind ("energy", "score", "velocity"), counted by rows.
-
-    A batch of 100 counts 100. An energy that is evaluated together with its gradient counts one of
-    each.
-    """
-
-    @property
-    def total(self) -> int:
-        """The sum over kinds."""
-        return sum(self.values())
-
-    def __int__(self) -> int:
-        return self.total
 
 
 class Tuning(dict[str, Tensor]):

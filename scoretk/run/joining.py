@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scoretk.core.cost import Cost
 from scoretk.core.keywords import explained
 from scoretk.errors import InvalidArgument
-from scoretk.run.draws import BY_CHAIN, Cost, Draws
+from scoretk.run.draws import BY_CHAIN, Draws
 from scoretk.run.stored import StoredDraws
 
 __all__ = ["concatenate"]

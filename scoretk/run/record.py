@@ -161,7 +161,7 @@ def _exact(x: Tensor) -> torch.dtype:
     return widest(x.device)
 
 
-class _OneByOne:
+class _StepByStep:
     """A recorder that adds the steps of a block one by one."""
 
     def position(self, x: Tensor) -> Tensor:
@@ -234,7 +234,7 @@ class _OneByOne:
 
 
 @dataclass(frozen=True)
-class KeepAll(_OneByOne):
+class KeepAll(_StepByStep):
     """Every draw: `x` of shape `(total, chains, *event)`, statistics `(total, chains)`.
 
     Args:
@@ -302,7 +302,7 @@ class KeepAll(_OneByOne):
         return made
 
 
-class KeepLast(_OneByOne):
+class KeepLast(_StepByStep):
     """The last draw only, `(1, chains, *event)`; statistics as sums over the draws."""
 
     def add(self, record: Record, x: Tensor, stats: Stats, index: int, total: int) -> Record:
@@ -325,7 +325,7 @@ class KeepLast(_OneByOne):
         return record
 
 
-class KeepMoments(_OneByOne):
+class KeepMoments(_StepByStep):
     """The running mean and the sum of squared deviations of each chain, in constant memory.
 
     What they are after half of the draws stays beside them, since R-hat compares halves. A run that
@@ -363,7 +363,7 @@ class KeepMoments(_OneByOne):
 
 
 @dataclass(frozen=True)
-class Constraining(_OneByOne):
+class Constraining(_StepByStep):
     """Another recorder for positions that are mapped from free space to the user's.
 
     Args:
@@ -404,7 +404,7 @@ class Constraining(_OneByOne):
 
 
 @dataclass(frozen=True)
-class OfRows(_OneByOne):
+class OfRows(_StepByStep):
     """Another recorder for some of the chains: of those that tune, the ones that are asked for.
 
     Args:

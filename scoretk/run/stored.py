@@ -17,13 +17,14 @@ import torch
 from torch import Tensor
 
 from scoretk.core.arguments import count
+from scoretk.core.cost import Cost
 from scoretk.core.inferencedata import stored_data
 from scoretk.core.memory import available, gigabytes
 from scoretk.diagnostics.halves import Halves
 from scoretk.diagnostics.summary import Summary, entry_names, summarise
 from scoretk.errors import InvalidArgument, StoreError
 from scoretk.fields.layout import Layout
-from scoretk.run.draws import READERS, Cost, Draws
+from scoretk.run.draws import READERS, Draws
 from scoretk.run.store import Store, StoredRun, as_reported, column, finished, part_of, stored_name
 
 __all__ = ["Chained", "Draws", "Lazy", "StoredDraws", "load", "stored_draws"]

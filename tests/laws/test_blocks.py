@@ -11,10 +11,10 @@ import pytest
 import torch
 
 import scoretk as stk
-from scoretk.bench.mnist import data as mnist_data
-from scoretk.bench.mnist import estimates, mixture
 from scoretk.core import marks, noise, sealed
 from scoretk.core.streams import Stream
+from scoretk.demo.bench.mnist import data as mnist_data
+from scoretk.demo.bench.mnist import estimates, mixture
 from scoretk.diagnostics import calibration, convergence, discrepancies, verdict
 from scoretk.fields import discrete
 from scoretk.fields.variables import Derived, variables_of

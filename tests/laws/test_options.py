@@ -400,7 +400,8 @@ def asked_here(made):
     """Whether it is asked of here: no solver, adapter, error, file, plugin or result."""
     kinds = RESULTS | FILES | PLUGINS | {type(solver) for solver in stk.solvers.EXAMPLES.values()}
     error = isinstance(made, type) and issubclass(made, Exception)
-    return made not in kinds and not error and not made.__module__.startswith("scoretk.adapters")
+    adapter = made.__module__.startswith("scoretk.fields.adapters.") or made is stk.to_sbi
+    return made not in kinds and not error and not adapter
 
 
 def test_every_option_is_asked_about():

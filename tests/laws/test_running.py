@@ -10,6 +10,7 @@ import torch
 
 import scoretk as stk
 from scoretk.core import marks
+from scoretk.core.identity import weights_digest
 from scoretk.core.noise import Noise
 from scoretk.core.streams import Stream
 from scoretk.errors import CheckpointError, Status
@@ -17,7 +18,6 @@ from scoretk.fields.resolve import resolve
 from scoretk.fields.states import uniform_states
 from scoretk.models.targets.mixture import gaussian
 from scoretk.run import progress
-from scoretk.run.checkpoint import weights_digest
 from scoretk.run.drive import drive
 from scoretk.run.moment import BEYOND_PATH, BEYOND_START, Loop, begin, reach_of
 from scoretk.run.progress import ProgressBar

@@ -42,6 +42,7 @@ import torch
 from torch import Tensor
 
 from scoretk.core.arguments import finite
+from scoretk.core.identity import tensor_digest
 from scoretk.errors import InvalidArgument
 from scoretk.fields import EDM, VE, VP, Cosine, Diffusion, GaussianPath, SubVP
 from scoretk.learn.fitting import Recipe
@@ -57,7 +58,6 @@ from scoretk.models.digits.training import (
     labelled,
     prepare,
 )
-from scoretk.run.checkpoint import tensor_digest
 
 __all__ = [
     "DIGITS_CLASS",

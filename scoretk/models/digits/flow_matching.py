@@ -39,6 +39,7 @@ from torch import Tensor, nn
 
 from scoretk.core.arguments import count, tensor_like
 from scoretk.core.arrayfiles import read_array
+from scoretk.core.identity import tensor_digest
 from scoretk.errors import InvalidArgument
 from scoretk.fields import Diffusion, GaussianPath, Interpolant, Linear, Velocity, standard_normal
 from scoretk.learn.couplings import COUPLINGS, optimal_coupling
@@ -55,7 +56,6 @@ from scoretk.models.digits.networks import (
 from scoretk.models.digits.stored import Stored, read_weights
 from scoretk.models.digits.training import File, Report, TrainingRequest, prepare
 from scoretk.models.targets.mixture import GaussianMixture
-from scoretk.run.checkpoint import tensor_digest
 
 __all__ = ["CLASSES", "FLOW", "INTERPOLANT", "OPTIMAL", "BetweenData", "FromNoise", "Interpolated"]
 

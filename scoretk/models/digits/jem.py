@@ -32,6 +32,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from scoretk.core.identity import tensor_digest
 from scoretk.errors import InvalidArgument
 from scoretk.fields.gradient import grad_energy
 from scoretk.learn.contrastive import ContrastiveDivergence, ReplayBuffer
@@ -44,7 +45,6 @@ from scoretk.models.digits.training import (
     contrastive_recipe,
     labelled,
 )
-from scoretk.run.checkpoint import tensor_digest
 from scoretk.solvers import ULA
 
 __all__ = ["JEM", "build", "train"]

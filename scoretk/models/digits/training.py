@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from scoretk._version import __version__
 from scoretk.core.arguments import finite, tensor_like
 from scoretk.core.arrayfiles import read_array
+from scoretk.core.versions import versions
 from scoretk.errors import InvalidArgument
 from scoretk.learn.fitting import Fit, Player, Progress, Recipe, fit
 from scoretk.learn.recipe import Loss
@@ -154,8 +154,7 @@ class TrainingRequest:
         chosen = [f"--set {name}={value}" for name, value in self.asked.items()]
         data = [] if self.own else ["--data FILE"]
         command = " ".join([f"scoretk fit {self.model}", *data, f"--seed {self.seed}", *chosen])
-        versions = {"scoretk": __version__, "torch": str(torch.__version__)}
-        return {"command": command, "seed": self.seed, **self.asked, **versions}
+        return {"command": command, "seed": self.seed, **self.asked, **versions()}
 
     def fit(
         self,

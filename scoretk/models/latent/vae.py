@@ -37,6 +37,7 @@ from torch import distributions as td
 
 from scoretk.core.anatomy import left_as_found
 from scoretk.core.arguments import count, option, tensor_like
+from scoretk.core.cost import Cost
 from scoretk.core.devices import constant_like, wide
 from scoretk.core.noise import Noise, derive
 from scoretk.core.rows import select_rows
@@ -49,7 +50,6 @@ from scoretk.inference.encoding import interpolate
 from scoretk.inference.likelihood import Estimate, row_ids
 from scoretk.inference.partition import log_partition
 from scoretk.learn.likelihoods import reparametrised
-from scoretk.run.draws import Cost
 from scoretk.solvers import HMC
 
 __all__ = ["VAE", "Joint", "Marginal", "Posterior"]

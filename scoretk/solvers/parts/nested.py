@@ -1,4 +1,4 @@
-"""A kernel inside another solver: which kernels can run there, and the noise that they get."""
+"""A kernel inside something else: which kernels can run there, and the noise that they get."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch import Tensor
 
 from scoretk.errors import InvalidArgument
 from scoretk.fields.protocols import NoiseSource
-from scoretk.plugins import load_solver
-from scoretk.solvers.base import Solver, has_step_size, is_grid, traits
+from scoretk.plugins import as_solver, load_solver
+from scoretk.solvers.base import Solver, check_settled, has_step_size, is_grid, traits
 
-__all__ = ["NestedNoise", "as_kernel", "with_step_size"]
+__all__ = ["NestedNoise", "as_kernel", "settled_kernel", "with_step_size"]
 
 
 @dataclass(frozen=True)
@@ -93,6 +93,26 @@ def as_kernel(kernel: Any, *, sweeps: bool = False) -> Any:
             "a kernel with a Metropolis decision, at temperature 1",
             "Such as HMC(step_size=0.3)",
         )
+    return kernel
+
+
+def settled_kernel(argument: str, value: Any) -> Any:
+    """The kernel that an argument means, to be run for ever where there is no warmup.
+
+    Args:
+        argument: The argument's name, for errors.
+        value: A solver object, or the name of a registered solver.
+
+    Raises:
+        InvalidArgument: It is no solver, carries its own grid, or has anything left to tune.
+        UnknownName: As `scoretk.load_solver`; likewise AmbiguousName and BrokenPlugin.
+    """
+    kernel = as_solver(argument, value)
+    if is_grid(kernel):
+        raise InvalidArgument(
+            argument, kernel, "a kernel that can run for ever, such as ULA or MALA"
+        )
+    check_settled(argument, kernel)
     return kernel
 
 
