@@ -10,10 +10,13 @@ process is held to `--threads` cores. blackjax's ChEES leaves the optimiser and 
 default, without scales, runs with Adam at 0.5 as in blackjax's own tests (0.025 does not get there in warmup); once more it
 runs with scales and at 0.025 as in the paper: each is the better with its own rate.
 
-An effective draw is one of the least ArviZ bulk ESS over coordinates and their squares (the funnel: of the neck and its
-square). `compile` is tracing and compiling, ahead of time, in jax; in torch by how much the first of two equal runs is slower
-than the second (eager: a first call of one step, which for the first target is the process's first). `warmup` and `sampling`
-come after. `to 1000` is compile + warmup + 1000 / (ESS / sampling).
+On a device the process keeps all cores, as only compilers use them, and jax leaves memory to the others.
+
+An effective draw is one of the least ArviZ bulk ESS (scoretk's own, which is the same, where there is no ArviZ) over
+coordinates and their squares (the funnel: of the neck and its square). `compile` is tracing and compiling, ahead of time, in
+jax; in torch by how much the first of two equal runs is slower than the second (eager: a first call of one step, which for the
+first target is the process's first). `warmup` and `sampling` come after. `to 1000` is compile + warmup + 1000 / (ESS /
+sampling).
 Contestants run in turn, one seed a round; figures are medians of rounds. `x best` is the ratio to the best of the others, above
 1 where better. What shows whether a figure means anything stands beside: the largest R-hat of what the ESS is of, and `off`,
 the largest distance of a coordinate's mean from the truth (where it is not known: from the contestants' median) in standard
@@ -44,6 +47,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import scoretk as stk
+from scoretk import diagnostics
 
 ENOUGH = 1000
 FIRST_SEED = 1
@@ -197,11 +201,13 @@ def synchronize(device: torch.device) -> None:
 def by_scoretk(target: Target, size: Size, parts: bool = False) -> Contestant:
     """`stk.sample` as it comes, or with compile=True."""
 
+    field = stk.to_device(target.field, size.device)
+
     def sample(seed: int, steps: int, warmup: int) -> Run:
         solver = Clocked()
         started = time.perf_counter()
         draws = stk.sample(
-            target.field,
+            field,
             solver,
             chains=size.chains,
             steps=steps,
@@ -380,12 +386,15 @@ def check(name: str, target: Target) -> None:
 
 def quality(x: NDArray) -> tuple[float, float]:
     """The least bulk ESS, and the largest R-hat, of coordinates `(chains, steps, d)` and their squares."""
+    if not find_spec("arviz"):
+        both = torch.from_numpy(np.stack([x, np.square(x)], -1))
+        return float(diagnostics.ess(both).min()), float(diagnostics.rhat(both).max())
     import arviz
 
     data = arviz.convert_to_dataset({"x": x, "square": np.square(x)})
-    ess, rhat = arviz.ess(data, method="bulk"), arviz.rhat(data)
-    least = min(float(ess[name].min()) for name in data.data_vars)
-    return least, max(float(rhat[name].max()) for name in data.data_vars)
+    sizes, ratios = arviz.ess(data, method="bulk"), arviz.rhat(data)
+    least = min(float(sizes[name].min()) for name in data.data_vars)
+    return least, max(float(ratios[name].max()) for name in data.data_vars)
 
 
 @dataclass
@@ -508,9 +517,10 @@ def arguments() -> argparse.Namespace:
     options = parser.parse_args()
     warnings.filterwarnings("ignore", "More chains", UserWarning)
     torch.set_num_threads(options.threads)
-    if hasattr(os, "sched_setaffinity"):
+    if options.device.type == "cpu" and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.threads])
     os.environ["JAX_PLATFORMS"] = options.device.type
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     return options
 
 

@@ -1,9 +1,10 @@
 """Nanoseconds a number: scoretk's counter-based noise, eager and compiled, beside `torch.randn`, in one run.
 
-    python benchmarks/noise.py [--device cpu] [--threads N] [--repeats 20] [--json FILE]
+    python benchmarks/noise.py [--device cpu] [--threads N] [--repeats 20] [--quick] [--json FILE]
 
-Each figure is the least of the repeats. Rows differ in how much of a block of four words an event uses: (1000,) all, (2,)
-half, (1,) a quarter. The last rows are whole calls of small batches, in microseconds, served from windows of many steps.
+Each figure is the least of the repeats; `--quick` has the first two shapes in float32 alone. Rows differ in how much of a block
+of four words an event uses: (1000,) all, (2,) half, (1,) a quarter. The last rows are whole calls of small batches, in
+microseconds, served from windows of many steps.
 """
 
 from __future__ import annotations
@@ -84,6 +85,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--quick", action="store_true")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -93,8 +95,8 @@ def main() -> None:
         f"{'ns a normal':24}{'dtype':>15}{'eager':>9}{'compiled':>10}{'randn':>8}{'compiled/randn':>16}"
     )
     rows = []
-    for dtype in (torch.float32, torch.float64):
-        for chains, shape in SHAPES:
+    for dtype in (torch.float32,) if options.quick else (torch.float32, torch.float64):
+        for chains, shape in SHAPES[:2] if options.quick else SHAPES:
             rows.append(row := per_number(chains, shape, dtype, device, options.repeats))
             name = f"{chains} x {shape[0]}"
             figures = (

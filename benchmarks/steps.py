@@ -172,7 +172,7 @@ def main() -> None:
             for name, run in runs.items():
                 check(name, torch.cat([run() for _ in range(20 if size[0] == 10 else 1)]))
         started = time.perf_counter()
-        by_scoretk(energy, x, 16, True)
+        by_scoretk(energy, x, 16, True).cpu()  # until it is there
         compile_seconds = time.perf_counter() - started
         seconds = fastest(runs, options.device, options.rounds)
         aims = {"scoretk eager": "faster than torchebm"}
