@@ -434,6 +434,8 @@ def compete(name: str, target: Target, peers: list[str], size: Size, rounds: int
             x = run.x[..., : target.watched].astype(np.float64)
             ess, rhat = quality(x)
             enough = contestant.compile + run.warmup + ENOUGH * run.sampling / ess
+            told = f"ESS {ess:.0f}, compile {contestant.compile:.2f}, warmup {run.warmup:.3f}"
+            print(f"{name}, {peer}: {told}, sampling {run.sampling:.3f}", flush=True)
             found[peer].append(
                 (
                     ess,

@@ -49,11 +49,13 @@ class Report:
     def add(
         self, row: str, seconds: dict[str, float], steps: dict[str, int] | int, aims: dict[str, str]
     ) -> None:
-        """Take in the seconds of a row's contestants, which made so many steps each."""
+        """Take in the seconds of a row's contestants, which made so many steps each; they are told at once."""
         each = {
             name: value / (steps if isinstance(steps, int) else steps[name])
             for name, value in seconds.items()
         }
+        told = ", ".join(f"{name} {1e6 * value:.1f}" for name, value in each.items())
+        print(f"{row}, us a step: {told}", flush=True)
         reference = each.get(self.reference, math.nan)
         for name, value in each.items():
             self.timings.append(
