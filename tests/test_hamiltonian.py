@@ -359,6 +359,7 @@ def test_resumed_in_warmup_or_after_it_ends_with_the_same_bits(tmp_path, stop):
     assert torch.equal(resumed.tuned["scale"], undisturbed.tuned["scale"])
 
 
+@pytest.mark.slow
 @pytest.mark.compiled
 @pytest.mark.filterwarnings(
     "ignore::DeprecationWarning"

@@ -33,6 +33,7 @@ from scoretk.models.latent.autoregressive import Backbone
 from scoretk.models.latent.vae import VAE
 from scoretk.models.targets.lattices import IndependentUnits, rbm
 from tests.evidence import assert_mean, z_limit
+from tests.marks import slow_but
 
 NAMES = "train-images-idx3-ubyte", "t10k-images-idx3-ubyte"
 
@@ -273,7 +274,9 @@ def test_levels_that_are_all_alike_have_eight_bits(data):
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("name", ["grey-flow-matching", "grey-diffusion"])
+@pytest.mark.parametrize(
+    "name", slow_but(["grey-flow-matching", "grey-diffusion"], "grey-diffusion")
+)
 def test_probes_agree_with_the_exact_divergence_and_with_the_gaussian(name, folder):
     """An untrained network is that of the Gaussian of the logits, whose density is known."""
     grey_data, family = grey_split(find_images(folder)), FAMILIES[name].quick

@@ -844,6 +844,7 @@ def test_the_page_runs(capsys):
     assert float(gap.std()) < 1e-5 < float(SCHOOLS.energy(z).std())
 
 
+@pytest.mark.slow
 @pytest.mark.compiled
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the compiler itself
 def test_compiled_runs_have_names():
