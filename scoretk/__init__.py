@@ -25,7 +25,7 @@ _MODULES = {"conformance", "diagnostics", "errors", "grids", "learn", "plot"}
 
 __all__ = sorted(_HOME.keys() - _MODULES)  # noqa: PLE0605
 
-sys.meta_path.append(Moved())
+sys.meta_path.insert(0, Moved())
 
 
 def __getattr__(name: str) -> object:

@@ -225,6 +225,16 @@ def test_what_was_never_in_a_folder_that_moved_is_not_found(folder):
         import_module(f"scoretk.{folder}.no_such_module")
 
 
+def test_an_old_folder_that_is_left_without_code_is_no_package(tmp_path, monkeypatch):
+    """As a checkout has it where cached code lay beside what moved."""
+    (tmp_path / "bench" / "__pycache__").mkdir(parents=True)
+    monkeypatch.setattr(scoretk, "__path__", [*scoretk.__path__, str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "scoretk.bench", raising=False)
+    forward = import_module("scoretk.bench")
+    with pytest.warns(DeprecationWarning, match="is now scoretk.demo.bench.Target"):
+        assert forward.Target is import_module("scoretk.demo.bench").Target
+
+
 @pytest.mark.parametrize("path", sorted(PUBLIC))
 def test_public_paths_are_the_modules_themselves(path):
     module = import_module(f"scoretk.{path}")

@@ -85,7 +85,10 @@ _ROOT = __name__.partition(".")[0]
 
 
 class Moved(MetaPathFinder, Loader):
-    """Finds modules by their old paths, after all other finders."""
+    """Finds modules by their old paths, before all other finders.
+
+    Those would take the old folder of a checkout, where cached code is left, for a package.
+    """
 
     def find_spec(
         self, fullname: str, path: object = None, target: object = None
