@@ -7,7 +7,11 @@ import pytest
 import torch
 
 import scoretk as stk
+from scoretk.run import resume
 from tests.marks import slow_rows_but
+from tests.test_capture import made, no_loop
+
+__all__ = ["made", "no_loop"]
 
 FIELD = stk.Energy(lambda x: x.square().sum(1) / 2 + (x**4).sum(1) / 40, (2,))
 SOLVERS = {
@@ -105,3 +109,39 @@ def test_a_solver_with_a_grid_of_its_own_is_not_extended(tmp_path, make):
     stk.sample(field, make(steps=4), chains=2, checkpoint=tmp_path / "c")
     with pytest.raises(stk.CheckpointError, match=r"steps: 4 there, 8 here"):
         stk.sample(field, make(steps=8), chains=2, checkpoint=tmp_path / "c")
+
+
+def compiled_run(path, solver, steps):
+    return stk.sample(
+        FIELD, solver, chains=8, steps=steps, seed=3, compile=True, checkpoint=path, progress=False
+    )
+
+
+@pytest.mark.parametrize("solver", [stk.MALA(0.1), stk.NUTS(0.3, metric="none")], ids=repr)
+def test_a_compiled_run_is_extended_from_any_step(tmp_path, made, solver):
+    """By a loop, and where parts are compiled: all steps are made alike."""
+    compiled_run(tmp_path / "c", solver, 13)
+    assert_equal(compiled_run(tmp_path / "c", solver, 30), compiled_run(tmp_path / "d", solver, 30))
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_run_by_calls_of_several_steps_is_extended_from_a_multiple(
+    tmp_path, made, no_loop, monkeypatch, known
+):
+    """A file that does not say how its last steps were made is taken for one of such a run."""
+    if not known:
+        monkeypatch.setattr(resume, "opened", lambda *a, of=resume.opened: forgotten(*of(*a)))
+    solver = stk.MALA(0.1)
+    compiled_run(tmp_path / "c", solver, 13)
+    with pytest.raises(
+        stk.CheckpointError, match="13 steps, the last few of which were not made by"
+    ):
+        compiled_run(tmp_path / "c", solver, 30)
+    compiled_run(tmp_path / "d", solver, 16)
+    assert compiled_run(tmp_path / "d", solver, 30).x.shape[1] == 30
+
+
+def forgotten(tensors, header):
+    for batch in header["batches"]:
+        del batch["alone"]
+    return tensors, header

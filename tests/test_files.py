@@ -251,9 +251,11 @@ def forged(header):
     yield header | {"batches": [*before, now, now]}
     yield header | {"batches": before}
     for key in now:
-        yield header | {"batches": [*before, {k: v for k, v in now.items() if k != key}]}
+        if key != "alone":  # which older files do not say
+            yield header | {"batches": [*before, {k: v for k, v in now.items() if k != key}]}
         for odd in ODD:
-            if not (key == "evaluations" and type(odd) is int and 0 <= odd < 2**63):
+            known = key == "evaluations" and type(odd) is int and 0 <= odd < 2**63
+            if not known and not (key == "alone" and isinstance(odd, bool)):
                 yield header | {"batches": [*before, now | {key: odd}]}
     for key in (known := header["identity"]):
         yield header | {"identity": {k: v for k, v in known.items() if k != key}}

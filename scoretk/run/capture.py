@@ -500,7 +500,8 @@ class Captured:
         while moment.step < end:
             alone = min(-moment.step % length or length, end - moment.step)
             called = self._called(calls, moment, end) if alone == length else moment
-            moment = called if called.step > moment.step else self.eager.block(moment, alone)
+            made = called.step > moment.step
+            moment = called if made else replace(self.eager.block(moment, alone), alone=True)
         return moment
 
     def _compile_loop(self, moment: Moment) -> tuple[Tape, Callable[..., Any]]:
@@ -679,6 +680,7 @@ def _moved(
         step=step,
         record=record.held(),
         evaluations=evaluations,
+        alone=False,
     )
 
 

@@ -81,6 +81,7 @@ class Moment:
         looks: The largest magnitudes of x at the last two looks (`Schedule.next_look`),
             `(2, chains)`, of a solver with neither acceptance nor grid (see `outcome`), NaN where
             there was none; None for other solvers.
+        alone: Whether the last steps were made one by one, where others are made by compiled calls.
     """
 
     state: Any
@@ -94,6 +95,7 @@ class Moment:
     reach: Tensor | None = None
     restarts: int = 0
     looks: Tensor | None = None
+    alone: bool = False
 
 
 def begin(

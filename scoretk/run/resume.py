@@ -78,7 +78,8 @@ def contents(
             tensors[f"{i}/looks"] = m.looks
     header = header_of(saving, changed)
     header["batches"] = [
-        {"step": m.step, "evaluations": int(m.evaluations)} for m in moments.values()
+        {"step": m.step, "evaluations": int(m.evaluations), "alone": m.alone}
+        for m in moments.values()
     ]
     return tensors, header
 
@@ -136,7 +137,10 @@ def read_moments(
             most = min(
                 batch.schedule.total, header["settings"]["steps"] + header["settings"]["warmup"]
             )
-            check_header(position, step=partial(is_count, most=most), evaluations=is_count)
+            position = {"alone": True} | position  # files of before 2026-11-28 do not say it
+            check_header(
+                position, step=partial(is_count, most=most), evaluations=is_count, alone=_is_switch
+            )
             told = tuned_leaves(moments[0].state) if i and 0 in moments else tuned
             moments[i] = _read_moment(saved.under(f"{i}/"), solver, batch, told, **position)
         saved.nothing_left()
@@ -192,19 +196,23 @@ def check_whose(path: Path, header: dict[str, Any], saving: Saving) -> None:
         loose = [
             b["step"]
             for b in header["batches"]
-            if b["step"] % CALL and b["step"] == before + theirs["warmup"]
+            if b.get("alone", True) and b["step"] % CALL and b["step"] == before + theirs["warmup"]
         ]
         if ours["compile"] and loose:
             raise CheckpointError(
-                f"{path} ends after {loose[0]} steps: a compiled run is extended from a multiple "
-                f"of {CALL} steps, since the "
-                "last few are not made by compiled code. Start afresh at another path"
+                f"{path} ends after {loose[0]} steps, the last few of which were not made by compiled "
+                f"code: such a run is extended from a multiple of {CALL} steps. Start afresh at "
+                "another path"
             )
         theirs["steps"] = asked
     if _is_device(theirs.get("device")):
         theirs["device"] = ours["device"]  # the noise is the same on all, and the rest to rounding
     summary = saving.identity.summary(header["identity"]["changing"])
     check_settings(path, theirs, ours, [*shorter, *differences(header["identity"], summary)])
+
+
+def _is_switch(value: Any) -> bool:
+    return isinstance(value, bool)
 
 
 def _is_device(kind: Any) -> bool:
@@ -345,6 +353,7 @@ def _read_moment(
     tuned: dict[str, Tensor] | None,
     step: int,
     evaluations: int,
+    alone: bool,
 ) -> Moment:
     """The moment of a batch, checked to have the form that a run of this field and solver has.
 
@@ -383,6 +392,7 @@ def _read_moment(
         evaluations=evaluations,
         tuning=restored,
         looks=looks,
+        alone=alone,
     )
 
 
