@@ -6,7 +6,9 @@ import pytest
 import torch
 
 import scoretk as stk
-from scoretk.run import batches
+from scoretk.errors import Status
+from scoretk.fields.resolve import resolve
+from scoretk.run import batches, begun
 
 
 def of_gaussian(path, mean, std):
@@ -119,3 +121,21 @@ def test_a_network_of_sigma_that_is_given_our_time_is_told_of_it(solver, around)
 def test_other_failures_are_not_called_one_of_time(net):
     draws = stk.sample(stk.Velocity(net, (2,)), stk.ProbabilityFlow("heun", steps=8), chains=32)
     assert not draws.ok.all()
+
+
+@pytest.mark.parametrize(
+    ("status", "failed_at", "told"),
+    [
+        ((Status.NONFINITE, Status.NONFINITE), (0, 0), True),
+        ((Status.NONFINITE, Status.NONFINITE), (0, 1), False),
+        ((Status.NONFINITE, Status.OK), (0, -1), False),
+        ((Status.NONFINITE, Status.DIVERGED), (0, 0), False),
+    ],
+)
+def test_of_time_is_told_where_all_chains_failed_in_the_first_interval(status, failed_at, told):
+    field = resolve(stk.Diffusion(of_sigma, (2,), stk.EDM(), predicts="epsilon"), {"denoise"})
+    codes = torch.tensor([int(one) for one in status])
+    with warnings.catch_warnings(record=True) as met:
+        warnings.simplefilter("always")
+        begun.warn_of_time(field, torch.ones(2, 2), codes, torch.tensor(failed_at))
+    assert [("t = 0" in str(one.message)) for one in met] == [True] * told

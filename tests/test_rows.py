@@ -84,3 +84,17 @@ def test_a_factor_may_be_larger_than_its_dtype_holds(factor):
     assert torch.equal(
         rows.add_scaled(x, y, factor), torch.addcmul(x, y, torch.as_tensor(factor).to(x))
     )
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (2, 2)])
+def test_values_stay_where_all_parts_of_a_row_are_finite(shape):
+    """Parts of a row's own shape, of the values' and of one that came before: none of them goes into the values."""
+    values = torch.tensor([1.5, -2.0, 4.0, 0.25])
+    part = torch.arange(4.0).reshape(-1, *(1 for _ in shape)).expand(4, *shape) + 7
+    assert torch.equal(rows.nan_unless_finite(values, part, 2 * part), values)
+    for spoilt in (0, 1):
+        parts = [part.clone(), 2 * part]
+        parts[spoilt][2] = math.inf
+        found = rows.nan_unless_finite(values, *parts)
+        assert found.isnan().tolist() == [False, False, True, False]
+        assert torch.equal(found[[0, 1, 3]], values[[0, 1, 3]])

@@ -298,6 +298,56 @@ def test_the_jacobian_of_a_constraint_is_that_of_its_map(constraint, shape):
     torch.testing.assert_close(space.unconstrain(space.constrain(z)), z)
 
 
+ENDS = {
+    "real": (td.constraints.real, (2,)),
+    "positive": (td.constraints.positive, (2,)),
+    "above": (td.constraints.greater_than(0.5), (2,)),
+    "above several": (td.constraints.greater_than(torch.tensor([0.0, 2.0])), (2,)),
+    "below": (td.constraints.less_than(-0.5), (2,)),
+    "below several": (td.constraints.less_than(torch.tensor([0.0, 2.0])), (2,)),
+    "between": (td.constraints.interval(-1.0, 2.5), (2,)),
+    "between several": (
+        td.constraints.interval(torch.tensor([0.0, 2.0]), torch.tensor([1.0, 5.0])),
+        (2,),
+    ),
+    "unit": (td.constraints.unit_interval, (2,)),
+    "simplex": (td.constraints.simplex, (3,)),
+    "triangle": (td.constraints.lower_cholesky, (2, 2)),
+    "correlations": (td.constraints.corr_cholesky, (3, 3)),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", ENDS)
+def test_however_far_out_a_free_point_is_its_image_is_a_number_inside(name, dtype):
+    constraint, shape = ENDS[name]
+    space = bijection(constraint)
+    free = space.free_shape(shape)
+    z = torch.stack([torch.full(free, far) for far in (-1e30, -1e3, -50, 0, 50, 1e3, 1e30)])
+    x = space.constrain(z.to(dtype))
+    assert bool(x.isfinite().all())
+    assert bool(space.contains(x).all())
+
+
+def test_the_rounding_of_a_long_sum_leaves_no_simplex():
+    """The entries of each row add up to 1 within what float32 loses of so many, and to no more."""
+    z = 3 * torch.randn(8, 99_999, generator=torch.Generator().manual_seed(0))
+    space = bijection(td.constraints.simplex)
+    x = space.constrain(z)
+    assert float((x.sum(-1) - 1).abs().max()) > 1e-6
+    assert bool(space.contains(x).all())
+    assert not bool(space.contains(1.2 * x).any())
+
+
+@pytest.mark.parametrize(("low", "high", "side"), [(0.0, 3.0, -1), (-3.0, 0.0, 1)])
+def test_a_number_between_two_is_computed_from_the_nearer_one(low, high, side):
+    """Beside an end at 0 it has all digits, where from the other end it would have none."""
+    z = side * torch.linspace(0, 80, 9)
+    x = bijection(td.constraints.interval(low, high)).constrain(z[None])[0]
+    right = -side * 3 * torch.sigmoid(-z.abs().double())
+    torch.testing.assert_close(x.double(), right, rtol=1e-5, atol=0)
+
+
 def test_a_table_that_ends_at_0_has_no_seam():
     """Alpha and its slope go on through the end of the first cell, and alpha is the table's there."""
     table = torch.linspace(0.98, 0.0, 12, dtype=torch.float64)
@@ -460,6 +510,17 @@ def test_a_function_goes_in_steps_where_it_changes_and_has_a_derivative_nowhere(
         return
     with pytest.raises(InvalidArgument, match="in steps"):
         check()
+
+
+def test_a_function_with_noise_of_its_own_is_not_said_to_go_in_steps():
+    """Flat in one coordinate, it differs there as it does where nothing has changed."""
+    generator = torch.Generator().manual_seed(0)
+
+    def noisy(y):
+        noise = torch.randn(len(y), generator=generator, dtype=y.dtype)
+        return y[:, 0].square() + noise
+
+    check_no_steps(noisy, torch.zeros(1, 2, dtype=torch.float64), "f", noisy, "a hint")
 
 
 class Answering:

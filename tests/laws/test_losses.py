@@ -13,8 +13,15 @@ from scoretk.core.noise import Noise, derive
 from scoretk.core.streams import Stream
 from scoretk.fields.paths import VP, Linear
 from scoretk.learn import Player, Recipe, fit
-from scoretk.learn.adversarial import DIVERGENCES, f_gan_critic, f_gan_generator, wasserstein_critic
+from scoretk.learn.adversarial import (
+    DIVERGENCES,
+    f_gan_critic,
+    f_gan_generator,
+    gradient_penalty,
+    wasserstein_critic,
+)
 from scoretk.learn.contrastive import ContrastiveDivergence, ReplayBuffer
+from scoretk.learn.couplings import optimal_coupling
 from scoretk.learn.likelihoods import log_weights, negative_elbo, negative_iwae
 from scoretk.learn.losses import (
     denoising_score_matching,
@@ -22,7 +29,7 @@ from scoretk.learn.losses import (
     prediction_error,
     stratified,
 )
-from scoretk.learn.noise_contrastive import noise_contrastive
+from scoretk.learn.noise_contrastive import flow_contrastive, noise_contrastive
 from scoretk.learn.resume import packed, unpacked
 from scoretk.learn.sampler_divergence import nearest_neighbour_entropy, sampler_divergence
 from scoretk.learn.score_matching import implicit_score_matching, sliced_score_matching
@@ -211,6 +218,59 @@ def test_the_divergence_of_a_sampler_is_energy_less_entropy():
     )
 
 
+CURVED = {"w": (D, D), "x": (N, D), "y": (N, D)}
+"""Weights of an energy `sum (w x)^4 / 4 + ...`, data and other draws, of which each wants a gradient."""
+
+
+def curved(w):
+    return lambda x: ((x @ w) ** 4).sum(-1) / 4 + (x @ w).square().sum(-1)
+
+
+def slope(w):
+    return lambda x: -((x @ w) ** 3) @ w.T - x
+
+
+SIGNS = torch.ones(2, N, D, dtype=torch.float64)
+GRADIENTS = {
+    "implicit score matching": (lambda w, x, y: implicit_score_matching(slope(w), x), "w"),
+    "sliced score matching": (lambda w, x, y: sliced_score_matching(slope(w), x, SIGNS), "w"),
+    "sampler divergence": (lambda w, x, y: sampler_divergence(curved(w), x, y), "x"),
+    "entropy": (lambda w, x, y: nearest_neighbour_entropy(x, y), "x"),
+    "penalty": (lambda w, x, y: gradient_penalty(curved(w), x), "w"),
+    "penalty at 0": (lambda w, x, y: gradient_penalty(curved(w), x, 0.0), "w"),
+    "critic": (lambda w, x, y: wasserstein_critic(curved(w), x, y, randn(N).sigmoid()), "wxy"),
+    "generator": (lambda w, x, y: f_gan_generator(curved(w), y), "wy"),
+    "flow contrastive": (
+        lambda w, x, y: flow_contrastive(curved(w), w[0, 0], lambda v: -v.square().sum(-1), x, y),
+        "wxy",
+    ),
+    "optimal coupling": (lambda w, x, y: optimal_coupling(x, y), "x"),
+    "contrastive divergence": (
+        lambda w, x, y: ContrastiveDivergence(stk.ULA(0.01), 2)(stk.Energy(curved(w), (D,)), x)[0],
+        "wx",
+    ),
+    "negatives": (
+        lambda w, x, y: ContrastiveDivergence(stk.ULA(0.01), 2)(stk.Energy(curved(w), (D,)), x)[1],
+        "",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", GRADIENTS)
+def test_gradients_flow_where_a_loss_says_and_nowhere_else(name):
+    """What is held, other draws or the parameters of an energy, gets none, and no graph is kept for it."""
+    loss, through = GRADIENTS[name]
+    given = {n: randn(*s, seed=i).requires_grad_() for i, (n, s) in enumerate(CURVED.items())}
+    if name == "optimal coupling":
+        pytest.importorskip("ot")
+    value = loss(**given)
+    assert value.requires_grad == bool(through)
+    if not through:
+        return
+    found = torch.autograd.grad(value.square().sum(), list(given.values()), allow_unused=True)
+    assert {n for n, g in zip(given, found, strict=True) if g is not None} == set(through)
+
+
 def test_contrastive_divergence_is_the_gap_of_energies_after_its_steps():
     """Negatives are those of the solver from the data, with the noise of this call; the loss is their gap in energy."""
     data, field = randn(6, 2), stk.Energy(lambda x: (x**4).sum(1) / 4 + x[:, 0], (2,))
@@ -256,6 +316,32 @@ def test_contrastive_divergence_leaves_out_negatives_that_failed():
     right = field.energy(data).mean() - field.energy(x[well]).mean()
     torch.testing.assert_close(found.loss, right)
     assert cd.last["failed"] == 4 - int(well.sum())
+
+
+class Begun:
+    """A normal whose chain number 2 begins where it has no density."""
+
+    event_shape, provides = (2,), frozenset({"energy"})
+
+    def energy(self, x):
+        return x.square().sum(1) / 2 + torch.where(x.abs().amax(1) > 50, torch.inf, 0.0)
+
+    def initial(self, n, noise):
+        x = noise.normal(0, Stream.USER, (2,), torch.float64)
+        return torch.where(noise.chains[:, None] == 2, 100.0, x)
+
+
+@pytest.mark.parametrize("solver", [stk.MALA(0.4), stk.HMC(1.0, 3, metric="none")], ids=repr)
+def test_what_is_told_of_a_call_is_of_the_chains_that_are_well(solver):
+    """As if the chain that failed, here the last, had not been there."""
+    data = randn(3, 2)
+    told = []
+    for rows in (data, data[:2]):
+        cd = ContrastiveDivergence(solver, steps=3, start="noise", seed=4)
+        loss = cd(Begun(), rows).loss - Begun().energy(rows).mean()
+        told.append((cd.last["accept"], float(loss), cd.last["failed"]))
+    assert told[0][:2] == pytest.approx(told[1][:2])
+    assert (told[0][2], told[1][2]) == (1, 0)
 
 
 def test_a_replay_buffer_keeps_ages_and_lineages():

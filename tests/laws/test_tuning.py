@@ -638,3 +638,30 @@ def test_chains_that_have_failed_teach_nothing(name):
         torch.testing.assert_close(found[leaf], value, rtol=1e-6, atol=0, equal_nan=True)
     other = tuned(solver, ids)
     assert any(not torch.allclose(other[leaf], v, rtol=1e-3) for leaf, v in expected.items())
+
+
+def followed(solver, ids, far, steps=30):
+    """What becomes of chains that follow, some of which begin far off: their own leaves, and what is remembered."""
+    field = resolve(stk.Energy(quartic, (2,)), solver.needs, timed=False)
+    noise = Noise(5, torch.tensor(ids), dtype=torch.float64)
+    x = noise.normal(0, Stream.USER, (2,), torch.float64)
+    x = torch.where(torch.isin(noise.chains, torch.tensor(far))[:, None], 1e3 * (x.abs() + 1), x)
+    state, alive = solver.init(field, x, noise), torch.ones(len(ids), dtype=torch.bool)
+    state = state._replace(step_size=torch.tensor(0.4, dtype=torch.float64))
+    learned, idle = solver.adaptation.follow(state), []
+    for step in range(steps):
+        at = WarmupStep(solver, field, noise, alive, step, steps)
+        state, _, learned = solver.adaptation.update(at, state, learned)
+        idle.append(learned.idle)
+    own = {n: v for n, v in state._asdict().items() if n not in state.shared}
+    return own | {"idle": torch.stack(idle, 1)}
+
+
+@pytest.mark.parametrize("name", ["hmc", "chees", "mala"])
+def test_a_chain_that_follows_does_what_it_does_beside_its_like(name):
+    """Near or far: it shows in no leaf what the others are, nor in how often it is said to have stayed."""
+    solver, ids, far = TUNED[name], list(range(8)), [1, 2, 6]
+    together = followed(solver, ids, far)
+    for some in (far, [i for i in ids if i not in far]):
+        for leaf, value in followed(solver, some, far).items():
+            torch.testing.assert_close(together[leaf][some], value, msg=leaf)
