@@ -13,7 +13,8 @@ from torch.distributions import constraints
 
 import scoretk as stk
 from scoretk.diagnostics import ess, nested_rhat, rhat, split_rhat
-from scoretk.diagnostics.halves import Halves, summarise_halves
+from scoretk.diagnostics.halves import RATE, Halves, summarise_halves
+from scoretk.diagnostics.mixing import paired, z_limit
 from scoretk.run import draws as draws_module
 
 FIELD = stk.Energy(lambda x: x.square().sum(1) / 2, (3,))
@@ -192,6 +193,41 @@ class TestVerdict:
         status[2] = int(stk.Status.NONFINITE)
         assert self.kinds(x, status=status) == {"failed"}
         assert self.kinds(x, status=status.clamp(min=1)) == {"failed", "nothing"}
+
+    def test_a_drift_up_or_down_in_any_coordinate_is_told_beyond_their_common_limit(self):
+        """Of three coordinates that may go either way, with 16 chains: six comparisons."""
+        gaps = self.normal(16, 1, 3)[:, 0]
+        gaps = (gaps - gaps.mean(0)) / gaps.std(0)
+
+        def drifts(z):
+            low, high = 0.0, 100.0
+            for _ in range(60):  # the shift whose deviate is z
+                shift = (low + high) / 2
+                found = float(paired((gaps + shift).T.numpy(), np.zeros(3, bool))[0][1])
+                low, high = (low, shift) if found > z else (shift, high)
+            mean = torch.zeros(16, 2, 3, dtype=torch.float64)
+            mean[:, 1] = gaps
+            mean[:, 1, 1] -= high
+            draws = torch.full((16, 2), 100)
+            halves = Halves(mean, torch.full_like(mean, 1e4), draws)
+            ok = torch.zeros(16, dtype=torch.int64)
+            found = summarise_halves(halves, ok, ok - 1, {}, solver="ULA(0.1)")
+            return "drift" in {finding.kind for finding in found.findings}
+
+        limit = z_limit(RATE, 6)
+        assert not drifts(0.995 * limit)
+        assert drifts(1.005 * limit)
+
+    @pytest.mark.parametrize(("unlikely", "stuck"), [(0.9, True), (1.1, False)])
+    def test_a_chain_is_stuck_where_the_others_acceptance_does_not_explain_that_it_stayed(
+        self, unlikely, stuck
+    ):
+        """Not to move in 199 steps has, in any of 32 chains, a probability just below or above the rate of alarms."""
+        still = self.normal()
+        still[7] = still[7, 0]
+        accept = torch.full((32,), 1 - (unlikely * RATE / 32) ** (1 / 199), dtype=torch.float64)
+        accept[7] = 0.0
+        assert ("stuck" in self.kinds(still, stats={"accept": accept})) == stuck
 
     def test_in_units_of_x_the_table_is_that_of_all_draws(self):
         x = self.normal(seed=4) * 5 + 7

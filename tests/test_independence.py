@@ -179,3 +179,18 @@ def test_it_costs_less_than_an_evaluation():
         rows.clear()
         draws = stk.sample(field, HALF, chains=chains, steps=steps)
         assert sum(rows) == draws.cost["score"] + least
+
+
+@pytest.mark.parametrize(("share", "told"), [(0.003, False), (0.1, True)])
+def test_a_difference_is_one_where_it_is_clear_beside_those_between_rows(share, told):
+    """What hangs on another row by less than a hundredth of how far answers lie apart may be the way it is computed."""
+
+    def energy(x):
+        return square(x) + share * square(x).roll(1, 0)
+
+    field = stk.Energy(energy, (4,))
+    if not told:
+        assert stk.sample(field, HALF, chains=64, steps=100).ok.all()
+        return
+    with pytest.raises(stk.InvalidArgument, match="depends on that row alone"):
+        stk.sample(field, HALF, chains=64, steps=100)

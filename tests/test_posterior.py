@@ -987,6 +987,32 @@ def test_adjoints_that_are_not_and_numbers_of_the_wrong_kind_are_refused():
         LinearGaussian(first, ONE, 0.1, adjoint=3)
 
 
+CHECKED = {
+    "right": (lambda x: 3 * x[:, :2], lambda w: 3 * torch.nn.functional.pad(w, (0, 3)), None),
+    "an adjoint twice": (lambda x: x[:, :2], lambda w: torch.nn.functional.pad(2 * w, (0, 3)), "A"),
+    "no adjoint": (lambda x: x[:, :2].detach(), None, "differentiate"),
+    "a square": (lambda x: x[:, :2].square(), None, "linear"),
+    "by the batch": (lambda x: x[:, :2] / len(x), None, "a map of each row"),
+}
+
+
+@pytest.mark.parametrize("unit", [1e-5, 1.0, 1e5])
+@pytest.mark.parametrize("name", CHECKED)
+def test_what_an_operator_has_to_be_does_not_hang_on_its_units(name, unit):
+    operator, adjoint, told = CHECKED[name]
+    law = LinearGaussian(
+        lambda x: unit * operator(x),
+        torch.zeros(2),
+        unit,
+        adjoint=None if adjoint is None else lambda w: unit * adjoint(w),
+    )
+    if told is None:
+        law.check((5,))
+        return
+    with pytest.raises(stk.InvalidArgument, match=told):
+        law.check((5,))
+
+
 SOLVABLE = {
     "narrow": lambda x: -(x[:, 0] - 2).square() / (2 * 1e-3**2),
     "all entries": lambda x: -(x - 2).square().sum(1) / (2 * 1e-3**2),

@@ -8,6 +8,7 @@ from torch.distributions import MultivariateNormal, constraints
 
 import scoretk as stk
 from scoretk.fields.protocols import is_timed, offers
+from scoretk.fields.resolve import StaticField
 from scoretk.models.targets.mixture import GaussianMixture
 
 MIXTURE = GaussianMixture(torch.zeros(1, 2), torch.ones(1), torch.ones(1))
@@ -174,3 +175,38 @@ def test_no_answer_leaves_out_a_condition_that_its_field_takes(name):
             told += 1
             assert not torch.equal(*found), answer
     assert told
+
+
+class Shifted:
+    """A normal about two conditions, by autograd, by a score of its own, or by both answers at once."""
+
+    event_shape = (2,)
+
+    def __init__(self, *own):
+        self.provides = frozenset({"energy", *own} - {"energy_and_grad"})
+        for name in own:
+            setattr(self, name, getattr(self, f"own_{name}"))
+
+    def energy(self, x, *, a, b):
+        return (x - a[:, None] - b[:, None]).square().sum(1) / 2
+
+    def own_score(self, x, *, a, b):
+        return a[:, None] + b[:, None] - x
+
+    def own_energy_and_grad(self, x, **cond):
+        return self.energy(x, **cond), -self.own_score(x, **cond)
+
+
+@pytest.mark.parametrize("own", [(), ("score",), ("score", "energy_and_grad")], ids=str)
+@pytest.mark.parametrize("bound", ["", "a", "ab"], ids=str)
+def test_conditions_that_a_field_is_asked_with_come_beside_those_that_it_is_bound_to(own, bound):
+    rows = {"a": torch.tensor([0.5, -1.0, 2.0]), "b": torch.tensor([3.0, 0.25, 1.0])}
+    x = torch.randn(3, 2, generator=torch.Generator().manual_seed(0))
+    native = Shifted(*own)
+    field = StaticField(native, {name: rows[name] for name in bound})
+    given = {name: value for name, value in rows.items() if name not in bound}
+    energy, score = native.energy(x, **rows), native.own_score(x, **rows)
+    torch.testing.assert_close(field.energy(x, **given), energy)
+    torch.testing.assert_close(field.score(x, **given), score)
+    both = field.energy_and_grad(x, **given)
+    torch.testing.assert_close(both, (energy, -score))

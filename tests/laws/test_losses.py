@@ -524,22 +524,33 @@ class Remembering:
         self.seen = state["seen"]
 
     def for_part(self, part):
-        self.seen = self.seen + 10 * (part + 1)
+        self.add(10 * (part + 1))
+
+    def add(self, count):
+        self.seen = self.seen + count
 
 
+class InPlace(Remembering):
+    """One that keeps the tensor that it is given, and writes into it."""
+
+    def add(self, count):
+        self.seen += count
+
+
+@pytest.mark.parametrize("kind", [Remembering, InPlace])
 @pytest.mark.parametrize("parts", [1, 3])
-def test_what_losses_remember_is_of_each_part_and_not_of_evaluations(parts):
-    loss = Remembering()
+def test_what_losses_remember_is_of_each_part_and_not_of_evaluations(parts, kind):
+    loss = kind()
     states = States([loss, torch.nn.Identity(), loss], parts)
     start = [10.0 * (p + 1) if parts > 1 else 0.0 for p in range(parts)]
     for turn in range(2):
         for part in range(parts):
             with states.of(part):
                 assert loss.seen.tolist() == [start[part] + turn] * 2
-                loss.seen = loss.seen + 1
+                loss.add(1)
         before = states.moment()
         with states.unchanged():
-            loss.seen = loss.seen + 100
+            loss.add(100)
         after = states.moment()
         assert {p: s[0]["seen"].tolist() for p, s in after.items()} == {
             p: [start[p] + turn + 1] * 2 for p in range(parts)
@@ -547,6 +558,35 @@ def test_what_losses_remember_is_of_each_part_and_not_of_evaluations(parts):
         states.restore(before)
     if parts == 1:
         assert loss.seen.tolist() == [2.0, 2.0]
+
+
+@pytest.mark.parametrize("kind", [Remembering, InPlace])
+@pytest.mark.parametrize("evaluations", [1, 4])
+def test_a_loss_that_remembers_has_seen_its_steps_however_often_it_is_evaluated(evaluations, kind):
+    module, loss = Model(), kind()
+
+    def remembered(rows, _):
+        loss.add(1)
+        return (module.w - loss.seen.sum()).square()
+
+    recipe = Recipe(4, batch=4, held_out=0.25, decay=0.0, evaluations=evaluations)
+    fit(module, remembered, torch.zeros(8, 1), recipe, state=loss)
+    assert loss.seen.tolist() == [4.0, 4.0]
+
+
+def test_of_equal_values_the_first_is_the_best_and_patience_counts_the_others():
+    for patience, evaluations in ((None, 12), (3, 4)):
+        module = Model()
+        recipe = Recipe(12, batch=4, held_out=0.25, evaluations=12, patience=patience)
+        done = fit(
+            module,
+            lambda rows, _, module=module: (module.w - 1).square(),
+            torch.zeros(8, 1),
+            recipe,
+            evaluate=lambda rows, _: torch.ones(()),
+        )
+        assert done.step == 1
+        assert len(done.history) == evaluations
 
 
 def test_a_moment_of_a_training_comes_back_as_it_was():

@@ -8,6 +8,7 @@ import torch
 
 import scoretk as stk
 from scoretk import diagnostics
+from scoretk.diagnostics.halves import halves_of, summarise_halves
 from tests.recorded import drawn, or_error, randn, recorded
 
 
@@ -218,4 +219,26 @@ def test_summaries(name):
     draws = stk.Draws(x=x, final=x[:, -1], status=status, failed_at=status - 1, stats=stats)
     recorded(
         f"spoilt: {name}", or_error(lambda: (lambda s: (s, str(s), s.verdict))(draws.summary(3)))
+    )
+
+
+MOMENTS = {name: parts for name, parts in SUMMARIES.items() if parts[0]().shape[1] >= 4} | {
+    f"{name} reported of a chain that never moved": (SPOILT["never moved"], REPORTED[name])
+    for name in ("little accepted", "all accepted")
+}
+
+
+@pytest.mark.parametrize("name", MOMENTS)
+def test_summaries_of_moments(name):
+    make, stats = MOMENTS[name]
+    x = make()
+    status = torch.zeros(len(x), dtype=torch.int64)
+    means = {name: value.double().mean(1) for name, value in stats.items()}
+    recorded(
+        f"spoilt, of moments: {name}",
+        or_error(
+            lambda: (lambda s: (s, str(s)))(
+                summarise_halves(halves_of(x), status, status - 1, means, 3)
+            )
+        ),
     )

@@ -189,3 +189,23 @@ class Deaf(stk.ULA):
 def test_a_setting_that_is_ignored_is_found():
     with pytest.raises(AssertionError):
         test_another_value_of_a_setting_makes_another_run(Deaf(0.3), "temperature", 2.0)
+
+
+GIVEN = (0.0, 0.3, 0.75, 1.0)
+ALONG = {
+    "reverse SDE": lambda **given: stk.ReverseSDE("ancestral", **given),
+    "euler": lambda **given: stk.ProbabilityFlow("euler", **given),
+    "dpmpp_2m": lambda **given: stk.ProbabilityFlow("dpmpp_2m", **given),
+    "twisted": lambda denoise, **given: stk.TwistedSMC(**given),
+}
+
+
+@pytest.mark.parametrize("denoise", [False, True])
+@pytest.mark.parametrize("path", [stk.VP(), stk.EDM()], ids=repr)
+@pytest.mark.parametrize("name", ALONG)
+def test_times_that_are_given_are_the_grid_whatever_else_is_said(name, path, denoise):
+    """Also of a single step, of which a closing one would leave none."""
+    field = resolve(stk.Diffusion(lambda x, t: x, (2,), path), {"denoise"})
+    for steps in (1, 8):
+        times = ALONG[name](grid=GIVEN, steps=steps, denoise=denoise).times(field)
+        assert times.tolist() == list(GIVEN)
