@@ -40,6 +40,20 @@ def test_a_schedule_keeps_the_last_of_each_stride(warmup, thin):
         assert schedule.kept_before(step) == sum(s < step for s in kept)
 
 
+@pytest.mark.parametrize("thin", [1, 3])
+@pytest.mark.parametrize("warmup", [0, 4])
+def test_a_block_is_as_long_as_there_is_room_for_its_draws(warmup, thin):
+    """Not a draw more, and with a step more it would be."""
+    schedule = Schedule(40, warmup, thin)
+    for step in range(20):
+        for draws in (0, 1, 5):
+            steps = schedule.steps_for(step, draws)
+            kept = [schedule.keeps(step + i) for i in range(steps + 1)]
+            assert (sum(kept[:-1]), kept[-1]) == (draws, True)
+        assert schedule.steps_for(step, math.inf) == math.inf
+    assert Schedule(3, kept=(True, False, True)).steps_for(0, 2) == 2
+
+
 def test_a_grid_counts_intervals_and_keeps_what_it_is_told():
     milestones = (False, True, True, False, True)
     schedule = Schedule(5, kept=(False,) * 4 + (True,), milestones=milestones)
