@@ -227,6 +227,34 @@ def test_guidance_goes_from_the_unconditional_field_through_the_other():
     torch.testing.assert_close(found, rescale * g * ratio + (1 - rescale) * g)
 
 
+NULLS = {
+    "a whole number": (10, None, torch.int64),
+    "a whole number for another kind": (10, torch.int32, torch.int32),
+    "a whole number for a float": (10, torch.float32, torch.float32),
+    "a number": (0.25, None, torch.float64),
+    "a number of a kind": (torch.tensor(0.25), None, torch.float32),
+    "a number for another kind": (0.25, torch.float32, torch.float32),
+}
+
+
+@pytest.mark.parametrize("name", NULLS)
+def test_what_stands_for_no_condition_is_of_its_kind(name):
+    """A label that a network looks up stays a whole number; a number is of the kind of x where the caller has none."""
+    null, given, kind = NULLS[name]
+    heard = []
+
+    def net(x, t, *, label=None):
+        heard.append(label)
+        return x
+
+    field = stk.guided(stk.Diffusion(net, (3,), VE(0.1, 10.0), "noise"), 2.0, null={"label": null})
+    cond = {} if given is None else {"label": torch.ones(len(X), dtype=given)}
+    field.noise(tensor(X), 0.4, **cond)
+    free = heard[-1][-len(X) :]
+    assert free.dtype == kind
+    assert free.tolist() == [float(null)] * len(X)
+
+
 def test_guidance_acts_in_its_interval_of_noise_levels_its_upper_end_included():
     path = VE(0.5, 8.0)
     fields = [stk.Diffusion(predicting(tensor([v] * 3)), (3,), path, "noise") for v in (2.0, 1.0)]

@@ -649,6 +649,18 @@ def test_a_classifier_is_judged_by_its_shares_of_either_sample(n, m, right, monk
     assert found.threshold == pytest.approx((limit / half + 1 - (called - limit) / other) / 2)
 
 
+@pytest.mark.parametrize(("n", "m"), [(400, 400), (400, 40), (40, 400)])
+def test_a_classifier_learns_either_sample_alike_whatever_their_sizes(n, m):
+    """Laws two deviations apart overlap by 16 %: of either sample about that share is called the other."""
+    pytest.importorskip("sklearn")
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(n, 1, generator=generator), 2 + torch.randn(m, 1, generator=generator)
+    found = discrepancies.classifier_test(x, y)
+    right = float(stats.norm.cdf(1))
+    error = math.sqrt(right * (1 - right) * (1 / (n // 2) + 1 / (m // 2))) / 2
+    assert abs(found.statistic - right) < 3 * error + 0.02  # the rule is fitted to as many
+
+
 def test_the_median_distance_of_many_rows_is_that_of_all(monkeypatch):
     """Of few of them, evenly spaced: whatever their order is, as those of two samples that are joined."""
     monkeypatch.setattr(discrepancies, "MEDIAN_ROWS", 60)

@@ -10,6 +10,7 @@ import torch
 import scoretk as stk
 from scoretk import grids
 from scoretk.core.noise import Noise
+from scoretk.fields.base import standard_normal
 from scoretk.fields.paths import EDM, VE, VP, Linear
 from scoretk.models.targets.mixture import gaussian
 from scoretk.ode.adaptive import TORCHDIFFEQ, integrate, largest_row_rms
@@ -564,3 +565,20 @@ def test_an_equation_in_time_is_solved_either_way(method, ends):
     )
     closed = x * math.exp((math.sin(3 * end) - math.sin(3 * start)) / 3)
     torch.testing.assert_close(found.x, closed, rtol=2e-3, atol=0)
+
+
+@pytest.mark.parametrize("find", ["adapt", "search"])
+def test_a_grid_that_is_found_does_not_hang_on_the_units_of_the_data(find):
+    """In units a power of two apart all numbers are the same but for their exponents."""
+
+    def found(unit):
+        def velocity(x, t):
+            y = x / unit
+            return unit * (torch.tanh(2 * y) * (1 + 3 * t**2)[:, None] - y)
+
+        field = stk.Velocity(velocity, (2,), base=standard_normal((2,), unit))
+        if find == "adapt":
+            return grids.adapt(field, 5, chains=8, fine=32)
+        return grids.search(field, 3, "euler", chains=8, tries=12)
+
+    torch.testing.assert_close(found(2.0**-40), found(1.0), rtol=1e-6, atol=1e-8)
