@@ -661,6 +661,21 @@ def test_a_classifier_learns_either_sample_alike_whatever_their_sizes(n, m):
     assert abs(found.statistic - right) < 3 * error + 0.02  # the rule is fitted to as many
 
 
+@pytest.mark.parametrize("known", [(0, 1, 2), (0, 2, 3), (1, 4)])
+def test_a_class_keeps_its_number_where_others_have_no_row(known):
+    pytest.importorskip("sklearn")
+    labels = torch.tensor(known).repeat(20)
+    noise = torch.randn(len(labels), 2, generator=torch.Generator().manual_seed(0))
+    x = 0.1 * noise + torch.stack([labels, -2.0 * labels], 1)
+    judge = quality.Classifier(x, labels)
+    shares = judge.probabilities(x)
+    assert shares.shape == (len(x), max(known) + 1)
+    torch.testing.assert_close(shares.sum(1), torch.ones(len(x), dtype=torch.float64))
+    assert torch.equal(shares.argmax(1), labels)
+    assert judge.accuracy(x, labels) == 1
+    assert judge.judge(x).counts.tolist() == torch.bincount(labels).tolist()
+
+
 def test_the_median_distance_of_many_rows_is_that_of_all(monkeypatch):
     """Of few of them, evenly spaced: whatever their order is, as those of two samples that are joined."""
     monkeypatch.setattr(discrepancies, "MEDIAN_ROWS", 60)

@@ -25,7 +25,7 @@ from scoretk.fields.paths import EDM, VE, VP, Cosine, Interpolant, Linear, SubVP
 from scoretk.fields.resolve import resolve
 from scoretk.fields.states import check_states, pick, uniform_states
 from scoretk.fields.supports import bijection, ordered
-from scoretk.models.targets.mixture import GaussianMixture
+from scoretk.models.targets.mixture import GaussianMixture, gaussian
 
 TIMES = (0.07, 0.31, 0.47, 0.83)
 BETAS = (0.3, 12.0)
@@ -738,6 +738,25 @@ def test_a_combination_asks_a_field_for_the_answer_that_it_has(name, join):
     torch.testing.assert_close(found, ratio * right, rtol=1e-9, atol=1e-9)
     if name == "score":  # its own, also where a conversion has none
         torch.testing.assert_close(joined.score(x, 1.0), ratio * field.answer(x, 1.0))
+
+
+JOINS = {
+    "tempered": (lambda f: stk.tempered(f, 2.0), 0.5),
+    "product": (lambda f: stk.product(f, f), 2.0),
+    "product of one": (stk.product, 1.0),
+    "mixture": (lambda f: stk.mixture([f, f], [1, 3]), 1.0),
+}
+
+
+@pytest.mark.parametrize("path", [VP(), Linear()], ids=repr)
+@pytest.mark.parametrize("name", JOINS)
+def test_a_combination_has_a_score_at_the_data_where_its_fields_have_one(name, path):
+    """Though they predict something else, of which no conversion is left at sigma = 0."""
+    join, ratio = JOINS[name]
+    field = gaussian(2, [1.0, -2.0], 0.5).noised(path)
+    x = torch.randn(3, 2, generator=torch.Generator().manual_seed(1)).double()
+    assert field.predicts != "score"
+    torch.testing.assert_close(join(field).score(x, 1.0), ratio * field.score(x, 1.0))
 
 
 class Together:

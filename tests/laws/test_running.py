@@ -350,6 +350,47 @@ def test_a_witness_contradicts_another_field():
     assert math.isfinite(float(said["energy"].sum()))
 
 
+@pytest.mark.parametrize("lost", [[0], [0, 1, 2, 3], [2, 5], list(range(8))], ids=str)
+def test_a_witness_is_asked_where_chains_are_at_numbers(lost):
+    """Where there are none it would agree with any field; conditions are those of the same rows."""
+
+    class Scaled:
+        event_shape, provides = (2,), frozenset({"energy"})
+
+        def __init__(self, factor):
+            self.factor = factor
+
+        def energy(self, x, *, at):
+            return self.factor * (x - at[:, None]).square().sum(1)
+
+    at, x = torch.arange(8.0), torch.randn(8, 2, generator=torch.Generator().manual_seed(0))
+    x[lost, 1] = math.nan
+    bounds = [resolve(Scaled(k), {"energy"}, {"at": at}, timed=False) for k in (1.0, 1.01)]
+    said = witness(bounds[0], frozenset({"energy"}), x)
+    rows = [i for i in range(8) if i not in lost][:4]
+    assert said["rows"].tolist() == rows
+    assert torch.equal(said["x"], x[rows])
+    if rows:
+        torch.testing.assert_close(said["energy"], (x - at[:, None]).square().sum(1)[rows])
+    assert contradiction(bounds[0], frozenset({"energy"}), said) is None
+    assert (contradiction(bounds[1], frozenset({"energy"}), said) is None) == (not rows)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("off", "told"), [(0.1, False), (10.0, True)])
+def test_a_witness_bears_what_another_machine_rounds(dtype, off, told):
+    """Half of the digits of its largest answer, and no more."""
+
+    def bound(shift):
+        field = stk.Energy(lambda x: x.square().sum(1) + shift, (2,))
+        return resolve(field, {"energy"}, timed=False)
+
+    x = torch.randn(6, 2, generator=torch.Generator().manual_seed(0), dtype=dtype)
+    said = witness(bound(0.0), frozenset({"energy"}), x)
+    shift = off * torch.finfo(dtype).eps ** 0.5 * float(said["energy"].max())
+    assert (contradiction(bound(shift), frozenset({"energy"}), said) is not None) == told
+
+
 def test_another_attempt_at_a_start_has_numbers_of_its_own():
     """Half of the plane: the first numbers on another scale would lie in the other half for ever."""
     field = stk.Energy(lambda x: torch.where(x[:, 0] > 0, x.square().sum(1) / 2, torch.inf), (2,))
