@@ -23,7 +23,7 @@ from scoretk.fields.freelaws import free_law, support_of, unvalidated
 from scoretk.fields.gradient import grad_energy, score_of_energy
 from scoretk.fields.paths import EDM, VE, VP, Cosine, Interpolant, Linear, SubVP, Tabulated
 from scoretk.fields.resolve import resolve
-from scoretk.fields.states import check_states, pick, uniform_states
+from scoretk.fields.states import check_states, labels, pick, uniform_states
 from scoretk.fields.supports import bijection, ordered
 from scoretk.models.targets.mixture import GaussianMixture, gaussian
 
@@ -738,6 +738,31 @@ def test_a_combination_asks_a_field_for_the_answer_that_it_has(name, join):
     torch.testing.assert_close(found, ratio * right, rtol=1e-9, atol=1e-9)
     if name == "score":  # its own, also where a conversion has none
         torch.testing.assert_close(joined.score(x, 1.0), ratio * field.answer(x, 1.0))
+
+
+COUPLED = {
+    "lattice": lambda field, w: field,
+    "bridge": lambda field, w: stk.bridge(flat(field), field, w),
+    "bridge without a start": lambda field, w: Bridge(None, field, w),
+}
+
+
+def flat(field):
+    return stk.Energy(lambda x: x.flatten(1).sum(1) * 0, tuple(field.event_shape))
+
+
+@pytest.mark.parametrize("weight", [0.3, 1.0])
+@pytest.mark.parametrize("name", COUPLED)
+def test_couplings_say_the_energy_but_for_a_constant(name, weight):
+    """At any weight: what they left out, a cluster's new state would be refused for."""
+    lattice = stk.load("ising")
+    field = COUPLED[name](lattice, weight)
+    noise = Noise(0, 12, dtype=torch.float64)
+    x = uniform_states(lattice.states, tuple(lattice.event_shape), noise)
+    label = labels(x, lattice.states)
+    rest = field.energy(x) - field.couplings.energy(label, x)
+    torch.testing.assert_close(rest, rest[:1].expand(12))
+    assert float(field.energy(x).std()) > 0.1
 
 
 JOINS = {

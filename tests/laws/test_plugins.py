@@ -120,6 +120,38 @@ def test_what_every_call_of_a_trainer_takes_is_no_setting_of_it():
     assert not {"data", "seed", "report", "checkpoint"} & set(settings)
 
 
+class Trained:
+    def save(self, path):
+        """Nothing to save."""
+
+
+def talking(data, *, seed, report):
+    """A trainer that prints, and reports."""
+    print("said by the trainer")
+    report("progress")
+    print("said by the trainer")
+    return Trained()
+
+
+def test_what_the_users_own_report_prints_goes_where_the_user_prints(monkeypatch, capfd):
+    """And what the trainer prints does not, before or after."""
+    spec = ModelSpec(
+        name="talking",
+        family="energy-based",
+        factory=f"{__name__}:Trained",
+        provides={"energy"},
+        event_shape=(2,),
+        summary="One that talks.",
+        parameters={"weights": None},
+        trainer=f"{__name__}:talking",
+    )
+    monkeypatch.setattr(models, "_spec", lambda entry: spec)
+    models.train("digits-rbm", report=lambda told: print("report:", told))
+    out, err = capfd.readouterr()
+    assert out.split("\n") == ["report: progress", ""]
+    assert err.count("said by the trainer") == 2
+
+
 def test_a_field_offers_what_it_says_and_else_what_it_has():
     """One that says it offers nothing offers nothing, whatever it has."""
 
