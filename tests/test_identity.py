@@ -24,6 +24,7 @@ import torch
 import scoretk as stk
 from scoretk.core import anatomy, identity
 from scoretk.core.identity import Identity, tensor_value, weights_digest
+from scoretk.demo.bench.partition import many_well
 from scoretk.run import resume as runs
 from tests.processes import environment
 
@@ -825,12 +826,11 @@ class TestNamesOfThePackagesOwn:
             sampled(diffusion(), tmp_path / "c")
 
     def test_a_function_is_named_as_before_its_folder_moved(self):
-        """Checkpoints of runs begun then, such as of a model of numpyro, have that name."""
-        explained = inspect.unwrap(stk.from_sklearn), inspect.unwrap(stk.from_timesteps)
-        assert [identity._value(function) for function in explained] == [
-            "function scoretk.adapters.sklearn.from_sklearn",
-            "function scoretk.fields.adapters.from_timesteps",  # was there before
-        ]
+        """Checkpoints of runs begun then have that name."""
+        assert identity._value(many_well) == "function scoretk.bench.partition.many_well"
+        assert identity._value(inspect.unwrap(stk.from_timesteps)) == (
+            "function scoretk.fields.adapters.from_timesteps"
+        )
 
     def test_another_class_is_another_and_so_is_another_packages_of_the_same_name(self):
         assert identity.Identity(f=stk.VP()).values != identity.Identity(f=stk.SubVP()).values

@@ -12,7 +12,12 @@ CHAPTERS = {
     "solvers": ("scoretk.solvers",),
     "draws": ("scoretk.run", "scoretk.diagnostics", "scoretk.core.cost"),
     "learn": ("scoretk.learn",),
-    "adapters": ("scoretk.fields.adapters", "scoretk.fields.pretrained", "scoretk.inference.sbi"),
+    "adapters": (
+        "scoretk.adapters",
+        "scoretk.fields.adapters",
+        "scoretk.fields.pretrained",
+        "scoretk.inference.sbi",
+    ),
     "plugins": ("scoretk.plugins",),
     "conformance": ("scoretk.conformance",),
     "errors": ("scoretk.errors",),

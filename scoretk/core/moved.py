@@ -70,11 +70,10 @@ MOVED = {
     "families.ncsn": "models.digits.ncsn",
     "adapters.fingerprint": "fields.fingerprint",
     "adapters.pretrained": "fields.pretrained",
-    "adapters.sbi": "fields.adapters.sbi inference.sbi",
 }
 """Where the modules of release 0.1 went, from the package's root; several where one was divided."""
 
-FOLDERS = {"adapters": "fields.adapters", "bench": "demo.bench"}
+FOLDERS = {"bench": "demo.bench"}
 """Where folders went with all that is in them, but for what `MOVED` says."""
 
 PUBLIC = {"grids", "plot"}

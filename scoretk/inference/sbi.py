@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scoretk.adapters.sbi import from_sbi, potential_at
 from scoretk.core.arguments import integer, numbers
 from scoretk.core.dependencies import required
 from scoretk.core.noise import derive
 from scoretk.errors import InvalidArgument, MissingCapability
-from scoretk.fields.adapters.sbi import from_sbi, potential_at
 from scoretk.inference.sampling import sample
 
 __all__ = ["to_sbi"]

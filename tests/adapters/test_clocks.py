@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import scoretk as stk
+from scoretk.adapters.clocks import CLOCKS, within
 from scoretk.errors import InvalidArgument
-from scoretk.fields.adapters.clocks import CLOCKS, within
 
 with warnings.catch_warnings():  # of the library itself, at its first import
     warnings.simplefilter("ignore")

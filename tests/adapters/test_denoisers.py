@@ -11,9 +11,9 @@ import pytest
 import torch
 
 import scoretk as stk
+from scoretk.adapters.schedules import Scheduled
 from scoretk.errors import InvalidArgument, MissingCapability
 from scoretk.fields import EDM, VP, Cosine, Linear
-from scoretk.fields.adapters.schedules import Scheduled
 
 BRINGS = [
     (

@@ -10,10 +10,10 @@ import torch
 from torch import distributions as td
 
 import scoretk as stk
+from scoretk.adapters.dispatch import BY_NAME
 from scoretk.conformance import check_model
 from scoretk.errors import InvalidArgument, UnknownName
 from scoretk.fields import PREDICTIONS, foreign
-from scoretk.fields.adapters.dispatch import BY_NAME
 from scoretk.fields.convert import ALSO_KNOWN_AS, prediction_name
 from tests.adapters.test_flows import importing
 

@@ -9,9 +9,9 @@ import torch
 from torch import distributions as td
 
 import scoretk as stk
+from scoretk.adapters.flows import FlowField
 from scoretk.core.noise import Noise
 from scoretk.errors import InvalidArgument, MissingCapability
-from scoretk.fields.adapters.flows import FlowField
 from scoretk.fields.gradient import grad_energy
 from tests.evidence import assert_mean
 
@@ -584,7 +584,7 @@ def test_a_flow_into_a_part_of_its_bases_space_has_no_density(name):
 
 @pytest.mark.parametrize("name", ["FrEIA", "nflows, tanh", "zuko"])
 def test_a_mutant_that_believes_it_has_another_mass(name, monkeypatch):
-    monkeypatch.setattr("scoretk.fields.adapters.flows.made._asked_onto", lambda field, _: field)
+    monkeypatch.setattr("scoretk.adapters.flows.made._asked_onto", lambda field, _: field)
     field = stk.from_flow(seeded(INTO_A_PART[name]))
     with torch.no_grad():
         _, mass = on_a_grid(field, [-40, -40], [40, 40], 200)

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 import scoretk as stk
+from scoretk.adapters import jaxprs
 from scoretk.core import anatomy, identity
 from scoretk.core.identity import Identity
 from scoretk.errors import CheckpointError, ScoretkError
-from scoretk.fields.adapters import jaxprs
 from tests.adapters.test_flows import importing
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")

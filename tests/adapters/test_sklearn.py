@@ -5,9 +5,9 @@ import pytest
 import torch
 
 import scoretk as stk
+from scoretk.adapters import sklearn as adapter
 from scoretk.core.noise import Noise
 from scoretk.errors import InvalidArgument, MissingCapability
-from scoretk.fields.adapters import sklearn as adapter
 from tests.evidence import assert_distribution, assert_mean, assert_second_moment
 
 BRINGS = [

@@ -10,9 +10,9 @@ import torch
 from scipy.stats import chi2
 
 import scoretk as stk
+from scoretk.adapters.transformers import LanguageField
 from scoretk.core.noise import Noise
 from scoretk.errors import InvalidArgument, MissingCapability
-from scoretk.fields.adapters.transformers import LanguageField
 from tests.evidence import FALSE_ALARM
 
 BRINGS = [

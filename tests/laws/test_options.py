@@ -400,7 +400,7 @@ def asked_here(made):
     """Whether it is asked of here: no solver, adapter, error, file, plugin or result."""
     kinds = RESULTS | FILES | PLUGINS | {type(solver) for solver in stk.solvers.EXAMPLES.values()}
     error = isinstance(made, type) and issubclass(made, Exception)
-    adapter = made.__module__.startswith("scoretk.fields.adapters.") or made is stk.to_sbi
+    adapter = made.__module__.startswith("scoretk.adapters.") or made is stk.to_sbi
     return made not in kinds and not error and not adapter
 
 

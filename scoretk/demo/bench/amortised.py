@@ -43,13 +43,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from scoretk.adapters.flows import from_flow
 from scoretk.core.dependencies import required
 from scoretk.core.noise import Noise, derive
 from scoretk.demo.bench.rows import Asked, Measured, Row, Table
 from scoretk.demo.bench.slcp import slcp, slcp_exact
 from scoretk.errors import MissingDependency
 from scoretk.fields import Velocity
-from scoretk.fields.adapters.flows import from_flow
 from scoretk.inference.sampling import sample
 from scoretk.learn.fitting import fit
 from scoretk.learn.losses import flow_matching, stratified

@@ -9,10 +9,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from scoretk.adapters.flows.supports import Support
 from scoretk.core.anatomy import state_like
 from scoretk.core.rows import row_sum
 from scoretk.core.streams import Stream
-from scoretk.fields.adapters.flows.supports import Support
 from scoretk.fields.protocols import NoiseSource
 
 Cond = dict[str, Tensor]

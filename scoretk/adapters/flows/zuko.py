@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch import distributions as td
 
+from scoretk.adapters.flows.law import Cond, _fails, _like
+from scoretk.adapters.flows.supports import Support, zuko_support
 from scoretk.errors import InvalidArgument
-from scoretk.fields.adapters.flows.law import Cond, _fails, _like
-from scoretk.fields.adapters.flows.supports import Support, zuko_support
 from scoretk.fields.distribution import draw_from, explicit
 from scoretk.fields.freelaws import unvalidated
 from scoretk.fields.protocols import NoiseSource

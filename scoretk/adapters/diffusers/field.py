@@ -9,19 +9,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoretk.core.arguments import count
-from scoretk.core.arguments import event_shape as as_event_shape
-from scoretk.core.keywords import explained
-from scoretk.errors import InvalidArgument
-from scoretk.fields.adapters.diffusers.conventions import _Clipped, _Convention, _convention, _line
-from scoretk.fields.adapters.diffusers.decoder import _decoder
-from scoretk.fields.adapters.diffusers.differences import (
+from scoretk.adapters.diffusers.conventions import _Clipped, _Convention, _convention, _line
+from scoretk.adapters.diffusers.decoder import _decoder
+from scoretk.adapters.diffusers.differences import (
     _clips,
     _warn_of_half_clipped,
     _warn_of_other_noise,
 )
-from scoretk.fields.adapters.diffusers.network import _called, _Network, _network_of, _shape_of
-from scoretk.fields.adapters.diffusers.schedulers import _check_direction, _config_of, _with_steps
+from scoretk.adapters.diffusers.network import _called, _Network, _network_of, _shape_of
+from scoretk.adapters.diffusers.schedulers import _check_direction, _config_of, _with_steps
+from scoretk.core.arguments import count
+from scoretk.core.arguments import event_shape as as_event_shape
+from scoretk.core.keywords import explained
+from scoretk.errors import InvalidArgument
 from scoretk.fields.base import Base
 from scoretk.fields.foreign import misfit
 from scoretk.fields.paths import GaussianPath

@@ -9,10 +9,10 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from scoretk.adapters.flows.law import Cond
+from scoretk.adapters.flows.supports import Support
 from scoretk.core.rows import row_sum
 from scoretk.errors import InvalidArgument, MissingCapability
-from scoretk.fields.adapters.flows.law import Cond
-from scoretk.fields.adapters.flows.supports import Support
 from scoretk.fields.answers import check_asked
 from scoretk.fields.constrained import Constrained, constrained
 from scoretk.fields.foreign import answered

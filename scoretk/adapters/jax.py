@@ -19,11 +19,11 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.utils.dlpack import from_dlpack
 
+from scoretk.adapters.jaxprs import Program, import_jax, program
+from scoretk.adapters.owned import Both, Owned, called, check_repeats, inner, of_variables
 from scoretk.core.identity import Identity
 from scoretk.core.keywords import explained
 from scoretk.errors import InvalidArgument
-from scoretk.fields.adapters.jaxprs import Program, import_jax, program
-from scoretk.fields.adapters.owned import Both, Owned, called, check_repeats, inner, of_variables
 from scoretk.fields.constrained import Constrained
 from scoretk.fields.foreign import answered
 from scoretk.fields.layout import Layout, Variable, variable_name

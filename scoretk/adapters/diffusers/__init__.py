@@ -13,7 +13,7 @@ with s the noise level. The table is the scheduler's own, rescaled to zero termi
 ratio where that is asked for; x is in the variance-preserving coordinates of the network, so that
 `scale_model_input` has nothing left to do: a scheduler's sample in units of 1/alpha, as those with
 sigmas have it, is `sqrt(1 + s^2) x`. On a line the time that a network is called with is a matter of
-its architecture (`scoretk.fields.adapters.clocks`). The steps of a scheduler are `field.grid(steps)`, times for
+its architecture (`scoretk.adapters.clocks`). The steps of a scheduler are `field.grid(steps)`, times for
 `ProbabilityFlow(grid=...)`:
 
     DDIM             ProbabilityFlow("ddim")       Euler, FlowMatchEuler     ProbabilityFlow("euler")
@@ -39,6 +39,6 @@ References:
 
 from __future__ import annotations
 
-from scoretk.fields.adapters.diffusers.field import DiffusersField, from_diffusers
+from scoretk.adapters.diffusers.field import DiffusersField, from_diffusers
 
 __all__ = ["DiffusersField", "from_diffusers"]

@@ -19,12 +19,12 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
+from scoretk.adapters.law_supports import check_supports
+from scoretk.adapters.owned import called, check_repeats, generators_kept, inner
 from scoretk.core.arguments import event_shape as as_event_shape
 from scoretk.core.arguments import numbers
 from scoretk.core.keywords import explained
 from scoretk.errors import InvalidArgument
-from scoretk.fields.adapters.law_supports import check_supports
-from scoretk.fields.adapters.owned import called, check_repeats, generators_kept, inner
 from scoretk.fields.constrained import Constrained, constrained
 from scoretk.fields.foreign import answered, misfit
 from scoretk.fields.wrappers import Energy

@@ -11,7 +11,7 @@ Density and score are the flow's own. Its samples are made from this package's n
 
 from __future__ import annotations
 
-from scoretk.fields.adapters.flows.field import FlowField
-from scoretk.fields.adapters.flows.made import from_flow
+from scoretk.adapters.flows.field import FlowField
+from scoretk.adapters.flows.made import from_flow
 
 __all__ = ["FlowField", "from_flow"]

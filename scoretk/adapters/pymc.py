@@ -21,14 +21,14 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
+from scoretk.adapters.jax import InJax, in_jax
+from scoretk.adapters.jaxprs import import_jax
+from scoretk.adapters.owned import Both, Owned, called, of_variables
 from scoretk.core.dependencies import required
 from scoretk.core.identity import stable_text
 from scoretk.core.keywords import explained
 from scoretk.core.warned import warn
 from scoretk.errors import InvalidArgument
-from scoretk.fields.adapters.jax import InJax, in_jax
-from scoretk.fields.adapters.jaxprs import import_jax
-from scoretk.fields.adapters.owned import Both, Owned, called, of_variables
 from scoretk.fields.constrained import Constrained, ordered
 from scoretk.fields.foreign import misfit
 from scoretk.fields.layout import LABELS, Variable, variable_name

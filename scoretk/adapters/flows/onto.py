@@ -8,11 +8,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from scoretk.adapters.flows.field import LOST, FlowField, _gaps
+from scoretk.adapters.flows.law import Cond, _like
+from scoretk.adapters.flows.supports import flat_axis
 from scoretk.core.noise import Noise
 from scoretk.errors import InvalidArgument
-from scoretk.fields.adapters.flows.field import LOST, FlowField, _gaps
-from scoretk.fields.adapters.flows.law import Cond, _like
-from scoretk.fields.adapters.flows.supports import flat_axis
 
 ASKED = 64
 """How many draws of a base are led to the data and back before a density is believed."""

@@ -6,21 +6,21 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
+from scoretk.adapters.azula import from_azula
+from scoretk.adapters.diffusers import from_diffusers
+from scoretk.adapters.flow_matching import from_flow_matching
+from scoretk.adapters.flows import from_flow
+from scoretk.adapters.jax import from_jax
+from scoretk.adapters.k_diffusion import from_k_diffusion
+from scoretk.adapters.numpyro import from_numpyro
+from scoretk.adapters.pymc import from_pymc
+from scoretk.adapters.pyro import from_pyro
+from scoretk.adapters.sbi import from_sbi
+from scoretk.adapters.sklearn import from_sklearn
+from scoretk.adapters.stan import from_stan
+from scoretk.adapters.torchcfm import from_torchcfm
+from scoretk.adapters.transformers import from_language_model
 from scoretk.errors import InvalidArgument
-from scoretk.fields.adapters.azula import from_azula
-from scoretk.fields.adapters.diffusers import from_diffusers
-from scoretk.fields.adapters.flow_matching import from_flow_matching
-from scoretk.fields.adapters.flows import from_flow
-from scoretk.fields.adapters.jax import from_jax
-from scoretk.fields.adapters.k_diffusion import from_k_diffusion
-from scoretk.fields.adapters.numpyro import from_numpyro
-from scoretk.fields.adapters.pymc import from_pymc
-from scoretk.fields.adapters.pyro import from_pyro
-from scoretk.fields.adapters.sbi import from_sbi
-from scoretk.fields.adapters.sklearn import from_sklearn
-from scoretk.fields.adapters.stan import from_stan
-from scoretk.fields.adapters.torchcfm import from_torchcfm
-from scoretk.fields.adapters.transformers import from_language_model
 from scoretk.fields.distribution import from_distribution
 from scoretk.fields.foreign import ADAPTERS, adapter_of, nearest, ways
 from scoretk.fields.protocols import is_field

@@ -9,23 +9,23 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from scoretk.core.devices import constant_like
-from scoretk.core.rows import across
-from scoretk.core.warned import warn
-from scoretk.errors import InvalidArgument
-from scoretk.fields.adapters.clocks import clock_of
-from scoretk.fields.adapters.diffusers.differences import (
+from scoretk.adapters.clocks import clock_of
+from scoretk.adapters.diffusers.differences import (
     _warn_of_last_step,
     _warn_of_other_noise,
     _warn_of_uneven,
 )
-from scoretk.fields.adapters.diffusers.schedulers import (
+from scoretk.adapters.diffusers.schedulers import (
     _config_of,
     _cut,
     _of_integers,
     _unknown,
     _with_few,
 )
+from scoretk.core.devices import constant_like
+from scoretk.core.rows import across
+from scoretk.core.warned import warn
+from scoretk.errors import InvalidArgument
 from scoretk.fields.convert import convert, prediction_name
 from scoretk.fields.paths import EDM, GaussianPath, Linear, Tabulated
 

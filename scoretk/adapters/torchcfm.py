@@ -25,11 +25,11 @@ import torch
 from torch import Tensor
 from torch import distributions as td
 
+from scoretk.adapters.schedules import Scheduled
 from scoretk.core.arguments import event_shape as as_event_shape
 from scoretk.core.arguments import function
 from scoretk.core.keywords import explained
 from scoretk.errors import InvalidArgument
-from scoretk.fields.adapters.schedules import Scheduled
 from scoretk.fields.foreign import answered, owners, within
 from scoretk.fields.paths import Cosine, GaussianPath, Linear
 from scoretk.fields.wrappers import Diffusion, Velocity

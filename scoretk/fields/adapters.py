@@ -1,7 +1,4 @@
-"""What others make, as fields.
-
-Here are networks of other conventions: integer timesteps, sigma as time, reversed time. Beside it
-are other libraries' objects, one file or folder a library, which is imported when it is used.
+"""Models of other conventions as fields: integer timesteps, sigma as time, reversed time.
 
 What calls a network in its own convention is a small object, not a local function, so that the
 fields can be pickled.

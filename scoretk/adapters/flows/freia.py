@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoretk.fields.adapters.flows.law import Cond, _like, _log_normal, _normal, _OnAllOfSpace
-from scoretk.fields.adapters.flows.supports import Support
+from scoretk.adapters.flows.law import Cond, _like, _log_normal, _normal, _OnAllOfSpace
+from scoretk.adapters.flows.supports import Support
 from scoretk.fields.protocols import NoiseSource
 
 

@@ -11,18 +11,18 @@ from typing import Any
 
 from torch import Tensor
 
+from scoretk.adapters.flows.field import FlowField
+from scoretk.adapters.flows.freia import _FrEIA
+from scoretk.adapters.flows.law import _Flow
+from scoretk.adapters.flows.nflows import _NFlows
+from scoretk.adapters.flows.normflows import _NormFlows
+from scoretk.adapters.flows.onto import ASKED, _asked_onto, _check_falls_off
+from scoretk.adapters.flows.zuko import _Zuko, _ZukoLaw
+from scoretk.adapters.owned import generators_kept
 from scoretk.core.anatomy import left_as_found, modules_of
 from scoretk.core.arguments import event_shape as as_event_shape
 from scoretk.core.keywords import explained
 from scoretk.errors import InvalidArgument
-from scoretk.fields.adapters.flows.field import FlowField
-from scoretk.fields.adapters.flows.freia import _FrEIA
-from scoretk.fields.adapters.flows.law import _Flow
-from scoretk.fields.adapters.flows.nflows import _NFlows
-from scoretk.fields.adapters.flows.normflows import _NormFlows
-from scoretk.fields.adapters.flows.onto import ASKED, _asked_onto, _check_falls_off
-from scoretk.fields.adapters.flows.zuko import _Zuko, _ZukoLaw
-from scoretk.fields.adapters.owned import generators_kept
 from scoretk.fields.constrained import constrained
 from scoretk.fields.foreign import adapter_of, no_field, owners, within
 

@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
+from scoretk.adapters.diffusers.schedulers import _config_of
 from scoretk.core.warned import warn
-from scoretk.fields.adapters.diffusers.schedulers import _config_of
 
 LOWER_ORDER_BELOW = 15
 """The number of steps from which on diffusers' multistep methods keep their order in the last."""

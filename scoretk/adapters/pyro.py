@@ -17,18 +17,18 @@ from torch import Tensor
 from torch.distributions import Distribution, constraints, transform_to
 from torch.distributions.utils import lazy_property
 
-from scoretk.core.anatomy import asked
-from scoretk.core.dependencies import required
-from scoretk.core.rows import row_sum
-from scoretk.errors import InvalidArgument
-from scoretk.fields.adapters.law_supports import (
+from scoretk.adapters.law_supports import (
     bare_support,
     check_density,
     check_supports,
     is_angle,
     supports_within,
 )
-from scoretk.fields.adapters.owned import called, check_repeats, generators_kept, is_flat, no_start
+from scoretk.adapters.owned import called, check_repeats, generators_kept, is_flat, no_start
+from scoretk.core.anatomy import asked
+from scoretk.core.dependencies import required
+from scoretk.core.rows import row_sum
+from scoretk.errors import InvalidArgument
 from scoretk.fields.foreign import unfit
 from scoretk.fields.layout import Variable, variable_name
 from scoretk.fields.variables import variables_of

@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scoretk.adapters.schedules import Scheduled, each_time
 from scoretk.core.arguments import event_shape as as_event_shape
 from scoretk.core.arguments import function
 from scoretk.core.keywords import explained
 from scoretk.errors import InvalidArgument
-from scoretk.fields.adapters.schedules import Scheduled, each_time
 from scoretk.fields.foreign import answered, misfit, owners, within
 from scoretk.fields.wrappers import Diffusion, Velocity
 

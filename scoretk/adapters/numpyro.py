@@ -16,17 +16,15 @@ import numpy as np
 import torch
 from torch.distributions import constraints
 
-from scoretk.core.dependencies import required
-from scoretk.errors import InvalidArgument
-from scoretk.fields.adapters.jax import in_jax
-from scoretk.fields.adapters.jaxprs import import_jax
-from scoretk.fields.adapters.law_supports import (
+from scoretk.adapters.jax import in_jax
+from scoretk.adapters.jaxprs import import_jax
+from scoretk.adapters.law_supports import (
     bare_support,
     check_density,
     check_supports,
     supports_within,
 )
-from scoretk.fields.adapters.owned import (
+from scoretk.adapters.owned import (
     Owned,
     called,
     check_repeats,
@@ -35,6 +33,8 @@ from scoretk.fields.adapters.owned import (
     no_start,
     of_variables,
 )
+from scoretk.core.dependencies import required
+from scoretk.errors import InvalidArgument
 from scoretk.fields.constrained import Constrained, ordered
 from scoretk.fields.foreign import nearest, unfit
 from scoretk.fields.layout import Variable, variable_name

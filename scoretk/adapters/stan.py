@@ -37,9 +37,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from scoretk.adapters.owned import Both, Owned, called, check_repeats, inner
 from scoretk.core.keywords import explained
 from scoretk.errors import InvalidArgument
-from scoretk.fields.adapters.owned import Both, Owned, called, check_repeats, inner
 from scoretk.fields.constrained import Constrained
 from scoretk.fields.foreign import misfit
 from scoretk.fields.layout import Layout, Variable, layout_of, variable_name
