@@ -535,3 +535,21 @@ def test_networks_on_timesteps_are_compiled(solver):
     run = {"chains": 3, "dtype": torch.float64, "seed": 1}
     eager, fast = (stk.sample(field, solver, compile=c, **run).final for c in (False, True))
     torch.testing.assert_close(fast, eager, rtol=1e-6, atol=1e-6)
+
+
+class Another:
+    """A part of torch as another release has it."""
+
+    known = "own"
+
+
+@pytest.mark.parametrize("name", ["known", "not there"])
+def test_what_is_replaced_is_put_back_and_what_is_not_there_stays_away(name):
+    before = dict(vars(Another))
+    with compiling._replaced(Another, name, lambda own: f"by ours for {own}"):
+        with compiling._replaced(Another, name, lambda own: f"again for {own}"):
+            inside = dict(vars(Another))
+        assert vars(Another).keys() == before.keys()
+    assert inside.keys() == before.keys()
+    assert (inside["known"] == "again for own") == (name == "known")
+    assert vars(Another) == before

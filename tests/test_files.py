@@ -11,6 +11,7 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -554,3 +555,21 @@ def test_a_seal_is_the_sum_of_the_file_with_64_zeros_in_its_place(tmp_path):
     assert content.count(seal.encode()) == 1
     blank = content.replace(seal.encode(), b"0" * 64)
     assert hashlib.sha256(blank).hexdigest() == seal
+
+
+@pytest.mark.parametrize("check", ["file", "folder"])
+def test_a_place_where_nothing_can_be_made_is_told_by_what_is_wrong_with_it(check, tmp_path):
+    """No folder around it is another mistake than one that cannot be written to."""
+    ask = {
+        "file": lambda path: files.file_to_write("path", path),
+        "folder": lambda path: files.folder_to_write("path", path, ("mark",)),
+    }[check]
+    assert ask(tmp_path / "new") == tmp_path / "new"
+    with pytest.raises(stk.InvalidArgument, match="in a folder that exists"):
+        ask(tmp_path / "nowhere" / "new")
+    (tmp_path / "closed").mkdir(mode=0o500)
+    with (
+        mock.patch.object(os, "access", return_value=False),
+        pytest.raises(stk.InvalidArgument, match="that can be written to"),
+    ):
+        ask(tmp_path / "closed" / "new")

@@ -11,7 +11,7 @@ import torch
 import scoretk as stk
 from scoretk.cli import main
 from scoretk.solvers import EXAMPLES, SOLVERS, is_grid
-from scoretk.solvers.matrix import CONTRASTIVE, matrix, use
+from scoretk.solvers.matrix import CONTRASTIVE, matrix, matrix_text, use
 from tests.marks import slow_but
 
 MODELS = [
@@ -106,6 +106,21 @@ def test_contrastive_divergence_needs_an_energy():
         stk.ContrastiveDivergence(stk.ULA(0.1), steps=1)(
             stk.Score(lambda x: -x, (2,)), torch.zeros(3, 2)
         )
+
+
+def test_the_text_shows_in_each_place_what_the_matrix_says():
+    """The sign of a way, or the letter under which the reason stands below."""
+    specs = {name: stk.describe(name) for name in ("gaussian", "ising", "digits-diffusion")}
+    names = ["mala", "probability-flow", "block-gibbs", "ula", CONTRASTIVE]
+    text, said = matrix_text(specs, names), matrix(specs, names)
+    reasons = dict(re.findall(r"^([A-Z])  not: (.+)$", text, re.MULTILINE))
+    assert len(set(reasons.values())) == len(reasons) > 2
+    for model, spec in specs.items():
+        (line,) = re.findall(rf"^{model} +(.+?)  {re.escape(spec.family)}$", text, re.MULTILINE)
+        for solver_name, shown in zip(names, line.split(), strict=True):
+            one = said[solver_name][model]
+            assert shown == one.way if one.way else reasons[shown] == one.reason
+    assert {one.way for row in said.values() for one in row.values()} > {None, "+"}
 
 
 @pytest.mark.thorough

@@ -82,6 +82,30 @@ def test_traces_are_the_draws(draws):
         check_traces(draws.plot(), draws, named(draws) | {"tau": draws["tau"].log()})
 
 
+@pytest.mark.parametrize("kind", of_chains.KINDS)
+@pytest.mark.parametrize("installed", [True, False])
+def test_chains_are_drawn_by_arviz_where_it_is_installed_and_by_us_where_not(
+    draws, kind, installed
+):
+    asked = []
+
+    def ours(*made):
+        asked.append("matplotlib")
+        return matplotlib.figure.Figure()
+
+    def theirs(named, *made):
+        asked.append(f"ArviZ's {named}")
+        return matplotlib.figure.Figure()
+
+    with (
+        mock.patch.object(of_chains, "find_spec", return_value=object() if installed else None),
+        mock.patch.object(of_chains, "chain_figure", theirs),
+        mock.patch.dict(of_chains.KINDS, {kind: ours}),
+    ):
+        draws.plot(kind)
+    assert asked == [f"ArviZ's {kind}" if installed else "matplotlib"]
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(find_spec("arviz") is None, reason="ArviZ is not installed")
 @pytest.mark.parametrize("kind", ["trace", "rank", "pairs"])

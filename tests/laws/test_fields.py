@@ -240,6 +240,27 @@ def test_draws_of_distributions_are_transforms_of_their_noise():
     torch.testing.assert_close(stk.from_distribution(law).draw(400, noise), right)
 
 
+@pytest.mark.parametrize("event", [(), (2,)], ids=str)
+@pytest.mark.parametrize("batch", [(), (4,), (3, 4)], ids=str)
+def test_each_mixture_of_a_batch_picks_by_its_own_uniform_and_its_own_shares(batch, event):
+    """Three components far apart, so that a draw tells which one it is of."""
+    noise = Noise(2, 50, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(1)
+    shares = torch.rand(*batch, 3, generator=generator) + 0.1
+    shares = shares / shares.sum(-1, keepdim=True)
+    means = torch.tensor([-100.0, 0.0, 100.0]).reshape(3, *(1 for _ in event))
+    components = td.Independent(td.Normal(means.expand(*batch, 3, *event), 1.0), len(event))
+    law = td.MixtureSameFamily(td.Categorical(shares), components)
+    if batch:
+        law = td.Independent(law, len(batch))
+    x = stk.from_distribution(law).draw(50, noise)
+    u = noise.uniform(1, Stream.START, batch, torch.float32)
+    chosen = (u[..., None] > shares.cumsum(-1)[..., :2]).sum(-1)
+    found = (x / 100).round() + 1
+    assert torch.equal(found, chosen.reshape(50, *batch, *(1 for _ in event)).expand_as(x).to(x))
+    assert len(chosen.unique()) == 3
+
+
 def test_fields_are_alike_where_their_numbers_and_dtypes_are():
     x = torch.tensor([1.0, 2.0])
     assert alike(x, x.clone())

@@ -610,6 +610,33 @@ def test_every_solver_in_time_tells_what_it_asks(name):
             assert found.cost == {"velocity": sum(asked)}
 
 
+class Bonded(CountedSpins):
+    """Sites that are often in one cluster."""
+
+    couplings = stk.Couplings(torch.tensor([0, 1]), torch.tensor([1, 2]), torch.tensor([1.5, 1.5]))
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_what_a_chain_reports_is_its_own(name):
+    """Beside others or in a batch of their own two chains, an island where there are such, say the same."""
+    solver = EXAMPLES[name]
+    if solver.timed is not False:
+        net = lambda x, t: torch.sin(x) * (1 + t)[:, None]  # noqa: E731
+        field = stk.Diffusion(net, (3,), stk.VE(0.05, 20.0), "noise")
+    else:
+        field = Bonded() if "states" in solver.needs else Counted()
+    steps = {} if is_grid(solver) else {"steps": 4, "warmup": 0}
+    size = getattr(solver, "island", 2)
+    whole, parts = (
+        stk.sample(field, solver, chains=3 * size, batch=b, seed=2, **steps)
+        for b in (3 * size, size)
+    )
+    assert whole.stats.keys() == parts.stats.keys()
+    for told, value in whole.stats.items():
+        torch.testing.assert_close(value, parts.stats[told], equal_nan=True, msg=told)
+    torch.testing.assert_close(whole.final, parts.final)
+
+
 def test_a_run_that_is_extended_to_twice_its_length_has_its_halves(tmp_path):
     """The draws so far are the first half of the new run, of which nothing was said while they were made."""
     law, run = gaussian(2), {"chains": 3, "warmup": 2, "seed": 1, "keep": "moments"}
