@@ -20,6 +20,7 @@ class Stream(IntEnum):
         SWAP: Exchanges between temperatures, and resampling.
         LENGTH: Lengths and directions of trajectories.
         MOMENTUM: Refreshed momenta.
+        JUMP: Jumps of coordinates to where other chains were.
         USER: The first number that third-party solvers may use.
     """
 
@@ -32,6 +33,7 @@ class Stream(IntEnum):
     SWAP = 6
     LENGTH = 7
     MOMENTUM = 8
+    JUMP = 9
     USER = 16
 
     __hash__ = int.__hash__  # in C: it is part of a key that is looked up at every step

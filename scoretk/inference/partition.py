@@ -70,6 +70,7 @@ from scoretk.solvers.importance import (
     resampled,
     rising,
 )
+from scoretk.solvers.parts.jumps import energies_of_jumps, jump, quantiles_of
 from scoretk.solvers.parts.nested import NestedNoise, as_kernel, with_step_size
 
 __all__ = ["Normalised", "Population", "find_ladder", "log_evidence", "log_partition"]
@@ -166,6 +167,7 @@ def log_partition(
     levels: int | None = None,
     kernel: Steps | str | None = None,
     moves: int = 1,
+    jumps: int = 0,
     island: int | None = None,
     pilot: int = 256,
     check: bool = True,
@@ -195,6 +197,10 @@ def log_partition(
             `GibbsWithGradients`.
         moves: The least number of steps of the kernel at each level; where the pilot finds that
             they decorrelate slowly there are up to 20.
+        jumps: How many jumps of coordinates there are at each level after the kernel's steps, to where
+            chains of the pilot were, coordinate by coordinate; each takes an energy. A few find
+            regions again that no kernel goes between, where coordinates hang together little; not
+            for discrete states.
         island: How many chains are resampled together; by default 256, or all where they are fewer.
         pilot: How many chains find the ladder.
         check: Whether the weighted draws are compared with a short tuned Hamiltonian run, where
@@ -218,6 +224,9 @@ def log_partition(
     option("method", method, ("ais", "smc"))
     chains, pilot = count("chains", chains, least=2), count("pilot", pilot, least=16)
     moves, check = count("moves", moves, least=1), flag("check", check)
+    jumps = count("jumps", jumps, least=0)
+    if jumps and states_of(field) is not None:
+        raise InvalidArgument("jumps", jumps, "0 for discrete states")
     levels = None if levels is None else count("levels", levels, least=1)
     given = None if kernel is None else as_kernel(kernel, sweeps=True)
     device = None if device is None else as_device("device", device)
@@ -238,7 +247,14 @@ def log_partition(
     resolve(field, inner.needs, timed=False)
     population = Population(pilot, derive(seed, 1), device, dtype)
     ladder, spent = find_ladder(
-        field, start, inner, population, moves=moves, levels=levels, refine=method == "ais"
+        field,
+        start,
+        inner,
+        population,
+        moves=moves,
+        jumps=jumps,
+        levels=levels,
+        refine=method == "ais",
     )
     run: AIS | SMC = AIS(base=start, kernel=inner, moves=moves, ladder=ladder)
     if method == "smc":
@@ -528,6 +544,7 @@ def find_ladder(
     population: Population,
     *,
     moves: int,
+    jumps: int = 0,
     levels: int | None,
     refine: bool,
 ) -> tuple[Ladder, Cost]:
@@ -539,6 +556,7 @@ def find_ladder(
         kernel: As in `log_partition`, a solver.
         population: The pilot's chains.
         moves: As in `log_partition`.
+        jumps: As in `log_partition`.
         levels: How many levels there are to be, None for as many as it takes.
         refine: Whether to divide them further until the variance of the log weights of chains that
             are not resampled is about `SPREAD`.
@@ -554,7 +572,7 @@ def find_ladder(
         bound = resolve(field, kernel.needs, timed=False)
         assert isinstance(bound, StaticField)
         check_path(kernel, bound, base)
-        pilot = _Pilot(bound, base, kernel, moves, noise)
+        pilot = _Pilot(bound, base, kernel, moves, noise, jumps)
         pilot.run()
     found, among = pilot.ladder(), 1.0
     if levels is not None:
@@ -568,10 +586,13 @@ def find_ladder(
 class _Pilot:
     """The pilot: a population on its way from the base to the field, and what it has found."""
 
-    def __init__(self, field: StaticField, base: Any, kernel: Any, moves: int, noise: Any) -> None:
+    def __init__(
+        self, field: StaticField, base: Any, kernel: Any, moves: int, noise: Any, jumps: int = 0
+    ) -> None:
         self.field, self.base, self.kernel, self.noise = field, base, kernel, noise
         self.x = base.draw(len(noise.chains), noise).to(noise.chains.device, noise.dtype)
-        self.least, self.moves = moves, [0]
+        self.least, self.moves, self.jumps = moves, [0], jumps
+        self.quantiles: list[Tensor] = []
         self.own_path = not isinstance(law_at(field, base, 0.5).native, Bridge)
         self.discrete = states_of(field) is not None
         self.size = traits(kernel).step_size if has_step_size(kernel) else None
@@ -628,6 +649,11 @@ class _Pilot:
             self._count({name: each * n * made for name, each in known.items()})
         self.sizes.append(self.size)
         self.scales.append(scale)
+        if self.jumps:
+            law, ends = law_at(self.field, self.base, self.weights[-1]), quantiles_of(self.x)
+            self.x = jump(law, self.x, ends, self.noise, k * self.jumps, self.jumps)
+            self.quantiles.append(ends)
+            self._count({"energy": n * energies_of_jumps(self.jumps)})
 
     def _whole_gain(self) -> Tensor:
         """The gains of log weights on the whole way, `(chains,)`, by which moves are judged."""
@@ -666,7 +692,8 @@ class _Pilot:
     def ladder(self) -> Ladder:
         sizes = None if self.size is None else tuple(self.sizes)
         scales = None if self.discrete else torch.stack(self.scales)
-        return Ladder(tuple(self.weights), sizes, scales, tuple(self.moves[1:]))
+        ends = torch.stack(self.quantiles) if self.jumps else None
+        return Ladder(tuple(self.weights), sizes, scales, tuple(self.moves[1:]), ends, self.jumps)
 
 
 def _variance(log_weight: Tensor) -> float:
@@ -690,8 +717,14 @@ def _stretched(ladder: Ladder, levels: int) -> Ladder:
     sizes = None if ladder.step_sizes is None else tuple(ladder.step_sizes[i] for i in at)
     scales = None if ladder.scales is None else torch.stack([ladder.scales[i] for i in at])
     moves = None if ladder.moves is None else tuple(ladder.moves[i] for i in at)
+    ends = None if ladder.quantiles is None else ladder.quantiles[at]
     return replace(
-        ladder, weights=(0.0, *weights[1:-1], 1.0), step_sizes=sizes, scales=scales, moves=moves
+        ladder,
+        weights=(0.0, *weights[1:-1], 1.0),
+        step_sizes=sizes,
+        scales=scales,
+        moves=moves,
+        quantiles=ends,
     )
 
 

@@ -46,6 +46,7 @@ from scoretk.fields.protocols import NoiseSource, field_name, offers, optional
 from scoretk.fields.resolve import StaticField
 from scoretk.solvers.base import Info, check_settled, traits
 from scoretk.solvers.hmc import HMC
+from scoretk.solvers.parts.jumps import check_quantiles, energies_of_jumps, jump
 from scoretk.solvers.parts.nested import NestedNoise, as_kernel, with_step_size
 
 __all__ = [
@@ -82,6 +83,10 @@ class Ladder:
             level, or None for those of x.
         moves: n numbers, how many steps the kernel makes at each level, or None for the solver's
             `moves`.
+        quantiles: `(n, intervals + 1, *event_shape)`, rising: at each level the ends of intervals
+            of each coordinate that are about equally likely, to which chains jump after the
+            kernel's steps; or None.
+        jumps: How many jumps there are at each level.
 
     Raises:
         InvalidArgument: Where the weights do not rise from 0 to 1, or the others do not fit them.
@@ -91,6 +96,8 @@ class Ladder:
     step_sizes: tuple[float, ...] | None = None
     scales: Tensor | None = None
     moves: tuple[int, ...] | None = None
+    quantiles: Tensor | None = None
+    jumps: int = 0
 
     def __post_init__(self) -> None:
         b = tuple(finite("weights", w) for w in _several("weights", self.weights))
@@ -115,11 +122,18 @@ class Ladder:
                 raise InvalidArgument(
                     "scales", scales, f"None or positive numbers ({self.levels}, *event_shape)"
                 )
+        if self.quantiles is not None:
+            check_quantiles("quantiles", self.quantiles, self.levels)
+        if count("jumps", self.jumps, least=0) and self.quantiles is None:
+            raise InvalidArgument("jumps", self.jumps, "0 where there are no quantiles")
 
     def __repr__(self) -> str:
         digest = hashlib.sha256(repr((self.weights, self.step_sizes, self.moves)).encode())
-        if self.scales is not None:
-            digest.update(self.scales.detach().cpu().double().numpy().tobytes())
+        if self.jumps:
+            digest.update(repr(self.jumps).encode())
+        for held in (self.scales, self.quantiles if self.jumps else None):
+            if held is not None:
+                digest.update(held.detach().cpu().double().numpy().tobytes())
         return f"Ladder(levels={len(self.weights) - 1}, id={digest.hexdigest()[:8]})"
 
     @property
@@ -400,8 +414,11 @@ class Annealing(ABC):
         start, each = self.kernel.init_cost, self.kernel.step_cost
         # the moves of a ladder that has its own are counted in `init_cost`
         moves = self.moves if self.ladder is None or self.ladder.moves is None else 0
+        energies = {
+            "energy": 1 + energies_of_jumps(0 if self.ladder is None else self.ladder.jumps)
+        }
         return {
-            n: (n == "energy") + start.get(n, 0) + moves * each.get(n, 0) for n in sorted(kinds)
+            n: energies.get(n, 0) + start.get(n, 0) + moves * each.get(n, 0) for n in sorted(kinds)
         }
 
     def milestones(self, field: Any) -> tuple[bool, ...]:
@@ -417,6 +434,7 @@ class Annealing(ABC):
         return self.base if self.base is not None else plain_base(field)
 
     def init(self, field: StaticField, x: Tensor, noise: NoiseSource) -> AISState:
+        self._check_jumps(field)
         if tuple(self._base(field).event_shape) != field.event_shape:
             raise InvalidArgument(
                 "base", field_name(self.base), f"a field of event shape {field.event_shape}"
@@ -427,6 +445,17 @@ class Annealing(ABC):
         return AISState(
             x, log_weight, dead, noise.chains.to(x.device), torch.zeros((), dtype=torch.int64)
         )
+
+    def _check_jumps(self, field: StaticField) -> None:
+        if self.ladder is None or not self.ladder.jumps:
+            return
+        assert self.ladder.quantiles is not None
+        if tuple(self.ladder.quantiles.shape[2:]) != field.event_shape or states_of(field):
+            raise InvalidArgument(
+                "ladder",
+                self.ladder,
+                f"quantiles of continuous events of shape {field.event_shape}",
+            )
 
     def step(
         self, field: StaticField, state: AISState, noise: NoiseSource
@@ -447,6 +476,10 @@ class Annealing(ABC):
         x, accept, spent = move(
             kernel, kernel_at(field, base, upper, scale), weighed.x, scale, inner, moves
         )
+        if ladder.jumps:
+            assert ladder.quantiles is not None
+            ends, jumps = ladder.quantiles[k].to(x), ladder.jumps
+            x = jump(law_at(field, base, upper), x, ends, noise, k * jumps, jumps)
         shown = torch.where(weighed.dead, -torch.inf, weighed.log_weight)
         info = {
             "log_weight": shown,

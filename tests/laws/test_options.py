@@ -283,6 +283,7 @@ OPTIONS = [
             "levels": 5,
             "kernel": stk.MALA(0.05),
             "moves": 2,
+            "jumps": 2,
             "pilot": 48,
             "seed": 1,
             "dtype": torch.float64,
@@ -351,6 +352,8 @@ ELSEWHERE = {
     (stk.Ladder, "step_sizes"): "test_partition",
     (stk.Ladder, "scales"): "test_partition",
     (stk.Ladder, "moves"): "test_partition",
+    (stk.Ladder, "quantiles"): "test_jumps",
+    (stk.Ladder, "jumps"): "test_jumps",
 }
 
 
