@@ -255,6 +255,23 @@ def test_what_stands_for_no_condition_is_of_its_kind(name):
     assert free.tolist() == [float(null)] * len(X)
 
 
+@pytest.mark.parametrize(
+    ("t", "calls"), [(0.4, 1), (torch.tensor(0.4), 1), (torch.full((len(X),), 0.4), 2)]
+)
+def test_guidance_at_one_time_takes_one_call_of_twice_the_rows(t, calls):
+    """A time a row is of so many rows, and no batch of another size can be asked for."""
+    heard = []
+
+    def net(x, t, *, label):
+        heard.append(len(x))
+        return x * label[:, None]
+
+    field = stk.guided(stk.Diffusion(net, (3,), VE(0.1, 10.0), "noise"), 2.0, null={"label": 0.0})
+    static = field.at(t)
+    static.score(tensor(X), label=torch.ones(len(X), dtype=torch.float64))
+    assert heard == ([2 * len(X)] if calls == 1 else [len(X)] * 2)
+
+
 def test_guidance_acts_in_its_interval_of_noise_levels_its_upper_end_included():
     path = VE(0.5, 8.0)
     fields = [stk.Diffusion(predicting(tensor([v] * 3)), (3,), path, "noise") for v in (2.0, 1.0)]

@@ -830,6 +830,16 @@ def test_adjusted_mclmc_takes_the_steps_that_its_length_needs():
     assert stk.MCLMC()._lengths() == (Decorrelation(0.4),)
 
 
+def test_five_steps_at_each_level_where_nobody_says_how_many():
+    """At least: over noise levels as many more as bring the law's width within 2 %."""
+    static = resolve(stk.Energy(lambda x: x.square().sum(1), (2,)), {"score"})
+    assert len(stk.AnnealedLangevin(4, step_size=0.1).milestones(static)) == 5 * 4
+    path = stk.VE(0.5, 0.6)
+    timed = resolve(stk.Diffusion(lambda x, t: x, (2,), path, "noise"), {"score"})
+    assert len(stk.AnnealedLangevin(32, denoise=False).milestones(timed)) == 5 * 32
+    assert len(stk.AnnealedLangevin(2, denoise=False).milestones(timed)) > 5 * 2
+
+
 def test_techniques_of_ncsnv2():
     """The overlap of the radii of two levels; the step after which the noise that is left is that of the next level."""
     ratio, dim = 1.05, 200

@@ -563,6 +563,30 @@ def test_an_approach_is_its_recursion():
     assert capped, "nothing was gained on the way down"
 
 
+@pytest.mark.parametrize("unit", [1e-3, 1.0, 1e3])
+def test_curvatures_are_found_by_a_small_step_at_the_start(unit):
+    """Of a bowl its own, however far off it begins."""
+    k = torch.tensor([1.0, 30.0, 1e4], dtype=torch.float64) / unit**2
+    bowl = stk.Energy(lambda x: (k * (x - 90 * unit) ** 2).sum(1) / 2, (3,))
+    field = resolve(bowl, {"energy"}, timed=False)
+    noise = Noise(4, 5, dtype=torch.float64)
+    x = unit * 50 * noise.normal(0, Stream.USER, (3,), torch.float64)
+    place = approach.Place(x, *field.energy_and_grad(x))
+    found = approach._probed(field, place, noise, torch.tensor(0))
+    torch.testing.assert_close(found, k.log().expand(5, 3), rtol=0, atol=1e-4)
+
+
+def test_a_pair_that_always_swaps_counts_as_a_thousandth_of_a_barrier():
+    """Else places without a barrier between them would all be one."""
+    beta = torch.tensor([1.0, 0.5, 0.1], dtype=torch.float64)
+    found = ladder.even_ladder(beta, torch.tensor([0.0, 0.1], dtype=torch.float64))
+    share = (0.101 / 2 - 0.001) / 0.1  # of the second gap
+    assert float(found[1].log()) == pytest.approx(
+        math.log(0.5) + share * (math.log(0.1) - math.log(0.5))
+    )
+    assert found[[0, 2]].tolist() == [1.0, 0.1]
+
+
 def test_the_common_settings_are_medians():
     sizes = torch.tensor([0.5, 1.0, 3.0, 100.0], dtype=torch.float64)
     h = torch.tensor([[1.0, 4.0], [4.0, 16.0], [9.0, 64.0], [1e6, 1e6]], dtype=torch.float64)
