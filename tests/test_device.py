@@ -34,6 +34,7 @@ from scoretk.learn import (
     prediction_error,
     stratified,
 )
+from scoretk.run import replay
 from scoretk.run.record import KeepAll, KeepMoments
 from scoretk.run.settle import AtTheEnd
 from scoretk.run.store import Streaming
@@ -1743,3 +1744,29 @@ def test_a_graph_gets_a_copy_of_a_constants_copy():
         torch.library.opcheck(torch.ops.scoretk.copied, (constant, torch.device("cpu"), dtype))
         torch.ops.scoretk.copied(constant, torch.device("cpu"), dtype).zero_()
     assert constant.sum() == 10
+
+
+@pytest.mark.compiled
+@pytest.mark.parametrize("solver", [stk.ULA(0.1), stk.MALA(0.1), stk.HMC(0.1, 3)], ids=repr)
+def test_a_real_device_plays_compiled_steps(device, monkeypatch, solver):
+    """Many by one launch, to the bits of calls; what cannot be recorded leaves the device as it was."""
+    if device.pretended or not replay.can_play(torch.device(device.name)):
+        pytest.skip("by CUDA graphs alone")
+    played, real = [], replay.recorded
+
+    def noted(function, where):
+        written, play = real(function, where)
+        return written, lambda: (played.append(0), play())
+
+    monkeypatch.setattr(replay, "recorded", noted)
+    field = stk.Energy(lambda x: x.square().sum(1) / 2, (3,))
+    draws = []
+    for worth in (1e9, 0.0):
+        monkeypatch.setattr(replay, "WORTH", worth)
+        run = {"chains": 16, "steps": 2000, "seed": 1, "compile": True, "device": device.name}
+        draws.append(stk.sample(field, solver, **run, **QUIET))
+    assert len(played) > replay.LOOKS
+    assert torch.equal(draws[0].x, draws[1].x)
+    with pytest.raises(RuntimeError):
+        real(lambda: torch.ones(2).to(device.name), torch.device(device.name))
+    assert torch.randn(3, device=device.name, generator=None).isfinite().all()

@@ -73,6 +73,38 @@ def test_without_the_proposals_densities_it_does_not(monkeypatch):
     assert mean_z(moments(after(3, pilot(0.6, 0.5))), TRUE).abs().max() > 2 * z_limit(5)
 
 
+def in_float32(times):
+    """A normal so far out that single precision has 160 numbers to a standard deviation, in its units."""
+    law = resolve(stk.Energy(lambda x: ((x - 1000) / 0.01).square().sum(1) / 2, (1,)), {"energy"})
+    start, of_pilot = (
+        1000 + 0.01 * stk.Noise(k, n).normal(0, 0, (1,)) for k, n in ((5, CHAINS), (6, 256))
+    )
+    x = jump(law, start, quantiles_of(of_pilot), stk.Noise(5, CHAINS), 0, times)
+    return (x.double() - 1000) / 0.01
+
+
+def test_what_single_precision_rounds_is_proposed_and_found_alike():
+    x = in_float32(60)
+    assert_mean(torch.cat([x, x.square()], 1), [0.0, 1.0])
+
+
+def test_else_chains_gather_where_proposals_are_rounded_to(monkeypatch):
+    """The mutant: the lowest end is outside, and a proposal from outside is taken."""
+    where = torch.where
+
+    def old(*arguments):
+        if isinstance(arguments[1], int):
+            return arguments[2]
+        return where(*arguments)
+
+    monkeypatch.setattr(torch, "where", old)
+    monkeypatch.setattr(
+        torch.Tensor, "any", lambda self, *axes: torch.zeros(len(self), dtype=torch.bool)
+    )
+    x = in_float32(60)
+    assert mean_z(x.square(), [1.0]).abs().max() > 2 * z_limit()
+
+
 def test_regions_are_found_again_in_their_shares():
     noise = stk.Noise(5, CHAINS, dtype=torch.float64)
     start = exact(noise)

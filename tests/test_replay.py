@@ -1,9 +1,10 @@
 """Calls that a device plays again: what is copied to where a graph reads and from where it writes, and when.
 
 A stand-in makes the calls again in the place of a CUDA graph, into the memory that the first ones gave back. On a real
-device the same runs are made by `tests/test_device.py`.
+device compiled runs are made by `tests/test_device.py`.
 """
 
+import time
 import warnings
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 import scoretk as stk
+from scoretk.core import devices
 from scoretk.run import capture, replay
 from scoretk.run.drive import engine_of
 from scoretk.run.moment import begin
@@ -147,6 +149,7 @@ def test_answers_that_are_no_number_are_equal(replays):
         (torch.tensor([0.0, torch.nan]), torch.tensor([torch.nan, 0.0])),
         (torch.tensor([1.0]), torch.tensor([torch.inf])),
         (torch.tensor([True]), torch.tensor([False])),
+        (torch.tensor([torch.inf]), torch.tensor([torch.finfo(torch.float32).max])),
     ],
 )
 def test_what_is_not_the_same(one, other):
@@ -156,8 +159,45 @@ def test_what_is_not_the_same(one, other):
 
 def test_the_memory_of_what_is_played_is_bounded():
     class Noted:
-        length = 8
+        length, asked, noise = 8, (), stk.Noise(0, 10)
 
     assert capture._turns(Noted, 20) == capture.TURNS
     assert capture._turns(Noted, capture.TURNS_VALUES // 16) == 2
     assert capture._turns(Noted, capture.TURNS_VALUES) == 1
+    Noted.asked = (capture.Request("normal", 1, (capture.TURNS_VALUES // 160,), torch.float32),)
+    assert capture._turns(Noted, 20) == 1
+
+
+def test_a_graph_is_recorded_anew_when_a_constant_of_the_hosts_was_written_into(
+    replays, monkeypatch
+):
+    """Which it has as a copy, that it keeps."""
+    constant, there = torch.ones(2), torch.device("meta")
+    function = replay.Replayed(lambda x: x + float(devices.on(constant, there).numel()))
+    for _ in range(4):
+        function(torch.zeros(2))
+    ((known, _, copy),) = function._player.copies[-1:]
+    assert known is constant
+    assert copy is devices.on(constant, there)
+    before = function._player
+    constant.add_(1)
+    function(torch.zeros(2))
+    assert function._player is not before
+    assert function._player is not None
+
+
+def test_what_the_first_call_takes_is_the_compilers(replays, monkeypatch):
+    monkeypatch.setattr(replay, "WORTH", 0.05)
+
+    def slow(x):
+        time.sleep(0.1 if not made_before else 0.03)
+        made_before.append(0)
+        return x + 1
+
+    made_before = []
+    function = replay.Replayed(slow)
+    function(torch.zeros(2))
+    function(torch.zeros(2))
+    assert function._player is None
+    function(torch.zeros(2))
+    assert function._player is not None

@@ -10,6 +10,10 @@ device are float64 there too, or float32 where it has no float64 (Apple's MPS).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
 import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
@@ -17,6 +21,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 __all__ = [
     "all_and_any",
     "constant_like",
+    "copies_noted",
     "flags_like",
     "has_float64",
     "on",
@@ -111,6 +116,20 @@ def sent(x: Tensor, device: torch.device) -> Tensor:
     return x.pin_memory().to(device, non_blocking=True)
 
 
+_NOTED: ContextVar[list[tuple[Tensor, int, Tensor]] | None] = ContextVar("noted", default=None)
+
+
+@contextmanager
+def copies_noted() -> Iterator[list[tuple[Tensor, int, Tensor]]]:
+    """Within this, each constant whose copy is asked for, torch's count of writes to it, and the copy."""
+    noted: list[tuple[Tensor, int, Tensor]] = []
+    token = _NOTED.set(noted)
+    try:
+        yield noted
+    finally:
+        _NOTED.reset(token)
+
+
 def _copied(constant: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
     if constant.device == device and constant.dtype == dtype:
         return constant
@@ -128,6 +147,9 @@ def _copied(constant: Tensor, device: torch.device, dtype: torch.dtype) -> Tenso
     if found is None or found[0] != constant._version:
         with torch.inference_mode(False), torch.no_grad():  # so that autograd may use it later
             found = copies[device, dtype] = (constant._version, constant.to(device, dtype))
+    noted = _NOTED.get()
+    if noted is not None:
+        noted.append((constant, *found))
     return found[1]
 
 

@@ -198,7 +198,7 @@ def log_partition(
         moves: The least number of steps of the kernel at each level; where the pilot finds that
             they decorrelate slowly there are up to 20.
         jumps: How many jumps of coordinates there are at each level after the kernel's steps, to where
-            chains of the pilot were, coordinate by coordinate; each takes an energy. A few find
+            chains of the pilot were, coordinate by coordinate; they take an energy each, and one more. A few find
             regions again that no kernel goes between, where coordinates hang together little; not
             for discrete states.
         island: How many chains are resampled together; by default 256, or all where they are fewer.

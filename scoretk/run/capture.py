@@ -83,7 +83,7 @@ LOOP_OPTIONS = {"cpp_wrapper": True} | CPU_OPTIONS
 TURNS = 16
 """The most calls that a device plays by one launch."""
 TURNS_VALUES = 1 << 23
-"""The most values of x after all steps of these calls, which the device holds once more."""
+"""The most values of x and of noise in all steps of these calls, which the device holds once more."""
 CALL_OPERATIONS = 1024
 """The most operations in a graph of more than one step: these compile in about ten seconds."""
 KINDS, COVERED = 6, 0.9
@@ -501,7 +501,9 @@ class Captured:
             alone = min(-moment.step % length or length, end - moment.step)
             called = self._called(calls, moment, end) if alone == length else moment
             made = called.step > moment.step
-            moment = called if made else replace(self.eager.block(moment, alone), alone=True)
+            if not made:
+                called = replace(self.eager.block(moment, alone), alone=alone < length)
+            moment = called
         return moment
 
     def _compile_loop(self, moment: Moment) -> tuple[Tape, Callable[..., Any]]:
@@ -705,7 +707,9 @@ def _length(heard: Heard, values: int) -> int:
 
 def _turns(tape: Tape, values: int) -> int:
     """The number of calls that are played together, for a state of so many values."""
-    return max(1, min(TURNS, TURNS_VALUES // max(1, values * tape.length)))
+    chains = len(tape.noise.chains)
+    drawn = sum(chains * torch.Size(request.shape).numel() for request in tape.asked)
+    return max(1, min(TURNS, TURNS_VALUES // max(1, (values + drawn) * tape.length)))
 
 
 def _common(kinds: Iterable[Hashable]) -> list[Hashable]:

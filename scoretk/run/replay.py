@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
+from scoretk.core.devices import copies_noted
 from scoretk.core.warned import warn
 
 __all__ = ["Replayed", "can_play", "recorded"]
@@ -56,18 +57,24 @@ class Replayed:
     def __init__(self, function: Call) -> None:
         self.function = function
         self._player: _Player | None = None
-        self._gave_up, self._spent, self._left = False, 0.0, LOOKS
+        self._called, self._gave_up, self._spent, self._left = False, False, 0.0, LOOKS
 
     def __call__(self, *arguments: Any) -> Any:
+        if self._player is not None and not self._player.is_of_now():
+            self._player, self._left = None, LOOKS
         if self._player is not None and not self._left:
             return self._player(*arguments)
         started = time.perf_counter()
         answer = self.function(*arguments)
-        self._spent += time.perf_counter() - started
+        if self._called:  # the first call is the compiler's
+            self._spent += time.perf_counter() - started
+        self._called = True
         if self._player is not None:
             self._left -= 1
             if not _same(self._player(*arguments), answer):
-                self._give_up("they give other numbers (are there random numbers in the model?)")
+                self._give_up(
+                    "they give other numbers (are there random numbers in the model, or sums in any order?)"
+                )
         elif not self._gave_up and self._spent >= WORTH:
             self._record(arguments)
         return answer
@@ -100,7 +107,12 @@ class _Player:
         held = tree_map(_own, arguments)
         self.read = _by_dtype(held)
         device = next(iter(self.read.values()))[0].device
-        self.written, self.play = recorded(partial(function, *held), device)
+        with copies_noted() as self.copies:
+            self.written, self.play = recorded(partial(function, *held), device)
+
+    def is_of_now(self) -> bool:
+        """Whether the constants of the host that are in it, as copies, are what they were."""
+        return all(constant._version == version for constant, version, _ in self.copies)
 
     def __call__(self, *arguments: Any) -> Any:
         given = _by_dtype(arguments)
@@ -156,6 +168,7 @@ def _by_dtype(nest: Any) -> dict[torch.dtype, list[Tensor]]:
 def _same(one: Any, other: Any) -> bool:
     """Whether two nests are equal to the bit."""
     return all(
-        torch.equal(a.isnan(), b.isnan()) and torch.equal(a.nan_to_num(), b.nan_to_num())
+        torch.equal(a.isnan(), b.isnan())
+        and torch.equal(*(v.nan_to_num(0.0, torch.inf, -torch.inf) for v in (a, b)))
         for a, b in zip(_tensors(one), _tensors(other), strict=True)
     )

@@ -49,8 +49,10 @@ def quantiles_of(x: Tensor) -> Tensor:
         `(intervals + 1, *event_shape)`, rising.
     """
     inner = max(1, min(INTERVALS - 2, len(x) // OF_EACH))
-    shares = torch.linspace(0, 1, inner + 1, dtype=x.dtype, device=x.device)
-    ends = torch.quantile(x.reshape(len(x), -1), shares, 0)
+    place = torch.linspace(0, len(x) - 1, inner + 1, dtype=x.dtype, device=x.device)
+    below, rows = place.long(), x.reshape(len(x), -1).sort(0).values
+    above = (below + 1).clamp(max=len(x) - 1)
+    ends = torch.lerp(rows[below], rows[above], (place - below)[:, None])
     extent = ends[-1:] - ends[:1]
     mean = extent / inner
     least = 8 * torch.finfo(x.dtype).eps * ends.abs().amax(0).clamp(min=NOTHING)
@@ -102,6 +104,7 @@ def jump(
     def log_density(rows: Tensor) -> Tensor:
         """Of each coordinate by itself, but for a constant; -inf beyond all intervals."""
         place = torch.searchsorted(edges, rows.T.contiguous()).T - 1
+        place = torch.where(rows == ends[:1], 0, place)  # to which a proposal may be rounded
         inside = (place >= 0) & (place < intervals)
         return torch.where(
             inside, -widths.log().gather(0, place.clamp(0, intervals - 1)), -torch.inf
@@ -119,7 +122,8 @@ def jump(
         after = log_density(new)
         energy_new = field.energy(new.reshape(shape))
         ratio = energy - energy_new + torch.where(chosen, before - after, 0.0).sum(1)
-        accepted = u[:, -1].log() < ratio
+        nowhere = (chosen & (after == -torch.inf)).any(1)  # rounded beyond all intervals
+        accepted = (u[:, -1].log() < ratio) & ~nowhere
         rows, before = (
             torch.where(accepted[:, None], one, other)
             for one, other in ((new, rows), (after, before))
