@@ -17,12 +17,13 @@ from scoretk.run import capture, replay
 from scoretk.run.drive import engine_of
 from scoretk.run.moment import begin
 from scoretk.solvers import EXAMPLES
+from tests.marks import slow_but
 from tests.test_capture import Alternating, edged, in_blocks, loop_of, made, no_loop, run, same_run
 
 __all__ = ["made", "no_loop"]
 
 EDGED = stk.Energy(edged, (3,))
-SOLVERS = ["ula", "mala", "hmc", "ghmc", "underdamped"]
+SOLVERS = slow_but(["ula", "mala", "hmc", "ghmc", "underdamped"], "ula", "ghmc")
 STEPS = 104
 
 
