@@ -128,3 +128,19 @@ def test_what_is_free_is_the_least_of_machine_container_and_process(tmp_path, mo
     assert memory.available(CPU) == 2500
     monkeypatch.setattr(memory, "_of_process", lambda: 100)
     assert memory.available(CPU) == 100
+
+
+@pytest.mark.parametrize("size", [10**400, 2**80, 1.5e15])
+def test_any_size_is_told_in_gigabytes(size):
+    """A whole number may be larger than any floating-point number."""
+    assert memory.gigabytes(size).endswith(" GB")
+    assert memory.gigabytes(2**80) == "1,208,925,819,614,629 GB"
+
+
+@pytest.mark.parametrize("shape", [(10**400,), (2**32, 2**31), (10**30, 1)])
+def test_no_event_has_more_numbers_than_a_tensor(shape):
+    with pytest.raises(
+        stk.InvalidArgument, match=r"event_shape: expected a shape of fewer than 2\*\*63"
+    ):
+        stk.Energy(lambda x: x.sum(1), shape)
+    assert stk.Energy(lambda x: x.sum(1), (2**31, 2**31)).event_shape == (2**31, 2**31)

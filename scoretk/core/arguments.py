@@ -285,7 +285,7 @@ def _positional(value: Any) -> int | None:
 
 
 def event_shape(value: Any, name: str = "event_shape") -> tuple[int, ...]:
-    """The shape of one event: a tuple of positive sizes."""
+    """The shape of one event: a tuple of positive sizes, of as many numbers as a tensor can have."""
     if (
         isinstance(value, str)
         or not isinstance(value, Sequence)
@@ -294,7 +294,10 @@ def event_shape(value: Any, name: str = "event_shape") -> tuple[int, ...]:
         raise InvalidArgument(
             name, value, "a tuple of positive integers, such as (2,) or (1, 8, 8)"
         )
-    return tuple(map(index, value))
+    shape = tuple(map(index, value))
+    if math.prod(shape) >= 2**63:
+        raise InvalidArgument(name, value, "a shape of fewer than 2**63 numbers")
+    return shape
 
 
 def pair(name: str, value: Any) -> tuple[float, float]:

@@ -19,7 +19,10 @@ STATUS = Path("/proc/self/status")
 
 def gigabytes(size: float) -> str:
     """A number of bytes as gigabytes (10^9 bytes), with three digits."""
-    return f"{size / 1e9:.3g} GB" if size < 1e12 else f"{size / 1e9:,.0f} GB"
+    if size < 1e12:
+        return f"{size / 1e9:.3g} GB"
+    whole = size // 10**9  # of an integer one: it may be larger than any floating-point number
+    return f"{whole:,} GB" if isinstance(whole, int) else f"{whole:,.0f} GB"
 
 
 def available(device: torch.device, processes: int = 1) -> int | None:
