@@ -106,7 +106,7 @@ def test_evaluations_are_counted():
     [
         (stk.ULA(0.05), "aot_eager"),
         pytest.param(stk.ULA(0.05), "inductor", marks=pytest.mark.compiled),
-        pytest.param(stk.MALA(0.1), "inductor", marks=pytest.mark.compiled),
+        pytest.param(stk.MALA(0.1), "inductor", marks=[pytest.mark.compiled, pytest.mark.slow]),
     ],
     ids=named,
 )

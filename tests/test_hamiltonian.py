@@ -559,7 +559,11 @@ def one_far_out(chain):
 @pytest.mark.filterwarnings(
     "ignore::DeprecationWarning"
 )  # torch's own, on its way through the compiler
-@pytest.mark.parametrize("solver", [stk.ChEES(), stk.NUTS(max_depth=4)], ids=["chees", "nuts"])
+@pytest.mark.parametrize(
+    "solver",
+    [pytest.param(stk.ChEES(), marks=pytest.mark.slow), stk.NUTS(max_depth=4)],
+    ids=["chees", "nuts"],
+)
 def test_what_cannot_be_captured_whole_is_compiled_in_parts(solver):
     field = stk.Energy(
         lambda x: (x.square() * torch.tensor([1.0, 9.0], dtype=x.dtype)).sum(1) / 2, (2,)
