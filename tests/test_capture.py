@@ -348,6 +348,22 @@ def test_only_what_fills_no_call_is_made_alone(made, no_loop, monkeypatch, mutan
     assert (left == [0, 4, 0, 0]) is not mutant
 
 
+def test_evaluations_of_calls_are_added_up(made, no_loop, monkeypatch):
+    """Of a kernel that reports them, over calls and over the blocks of a run."""
+    step = stk.ULA.step
+
+    def reports(self, field, state, noise):
+        state, info = step(self, field, state, noise)
+        return state, info | {"evaluations": torch.arange(CHAINS)}
+
+    monkeypatch.setattr(stk.ULA, "step", reports)
+    loop, x = loop_of(stk.ULA(0.1), steps=32)
+    for blocks in ((32,), (16, 16)):
+        moment = in_blocks(loop, x, blocks)
+        assert int(moment.evaluations) == 32 * sum(range(CHAINS))
+        assert same_run(moment, run(loop, x, False))
+
+
 LOOPED = [*CAPTURABLE, "chees"]
 
 
