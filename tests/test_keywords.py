@@ -1,7 +1,9 @@
 """Keyword arguments from elsewhere: the error says which of ours is meant, or what else takes it."""
 
 import dataclasses
+import enum
 import inspect
+import operator
 import pickle
 
 import pytest
@@ -43,6 +45,15 @@ MADE = {
     ("from_diffusers", "unet"): "mean 'model'",
     ("from_flow", "shape"): "mean 'event_shape'",
     ("guided", "cfg_scale"): "mean 'weight'",
+    ("ContrastiveDivergence", "k_steps"): "mean 'steps'",
+    ("ContrastiveDivergence", "persistent"): "mean 'start'",
+    ("LinearGaussian", "noise_std"): "mean 'std'",
+    ("learn.Recipe", "lr"): "mean 'learning_rate'",
+    ("learn.Recipe", "batch_size"): "mean 'batch'",
+    ("learn.fit", "steps"): r"It is a setting: Recipe\(steps=\.\.\.\)",
+    ("learn.fit", "lr"): r"It is a setting: Recipe\(learning_rate=\.\.\.\)",
+    ("learn.fit", "evalute"): "mean 'evaluate'",
+    ("diagnostics.rhat", "draws"): "It takes x",
 }
 
 
@@ -57,10 +68,19 @@ def test_sample_says_what_was_meant(name):
 @pytest.mark.parametrize(("where", "name"), MADE)
 def test_solvers_fields_and_adapters_say_what_was_meant(where, name):
     with pytest.raises(stk.UnknownArgument, match=MADE[where, name]):
-        getattr(stk, where)(**{name: 1})
+        operator.attrgetter(where)(stk)(**{name: 1})
 
 
-MADE_OF = ("Energy", "Diffusion", "EDM")
+MADE_OF = ("ContrastiveDivergence", "Energy", "Diffusion", "EDM", "LinearGaussian")
+ROOMS = ("learn", "diagnostics", "plot", "grids", "conformance")
+ANSWERS = (
+    *("Broken", "Cost", "Draws", "Estimate", "Finding", "Latents", "Lazy", "Ranks"),
+    *("StoredDraws", "Summary"),
+    *("learn.CDStep", "learn.Divergence", "learn.Fit", "learn.Progress"),
+    *("ModelSpec", "SolverSpec"),  # of plugins, which import nothing
+    "Noise",  # made at every step
+)
+"""Public classes whose objects are answers of calls, and those with a reason."""
 
 
 def public(kind):
@@ -68,15 +88,38 @@ def public(kind):
     return {name: value for name, value in found.items() if kind(value)}
 
 
+def public_everywhere(kind):
+    found = public(kind)
+    for room in ROOMS:
+        home = getattr(stk, room)
+        names = getattr(home, "__all__", dir(home))
+        found |= {f"{room}.{name}": getattr(home, name) for name in names}
+    return {name: value for name, value in found.items() if kind(value)}
+
+
 def test_every_public_function_is_explained():
     """But those that list plugins, which are loaded without torch, and those that pass options on."""
-    for name, function in public(inspect.isfunction).items():
+    for name, function in public_everywhere(inspect.isfunction).items():
         signature = inspect.signature(function)
         passes = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
         if not passes and not function.__module__.startswith("scoretk.plugins"):
             assert inspect.unwrap(function) is not function, f"{name}: core.keywords.explained"
             assert inspect.signature(inspect.unwrap(function)) == signature
             assert pickle.loads(pickle.dumps(function)) is function
+
+
+def is_made(value):
+    """Whether something is a class of which users make objects."""
+    plain = inspect.isclass(value) and not issubclass(value, BaseException | enum.Enum)
+    return plain and not getattr(value, "_is_protocol", False)
+
+
+def test_every_public_class_that_users_make_is_explained():
+    made = {n: kind for n, kind in public_everywhere(is_made).items() if n not in ANSWERS}
+    mine = {n: kind for n, kind in made.items() if not n.startswith(("diagnostics", "conformance"))}
+    assert len(mine) > 50
+    for name, kind in mine.items():
+        assert hasattr(kind.__init__, "__wrapped__"), f"{name}: core.keywords.explained_class"
 
 
 @pytest.mark.parametrize("name", SOLVERS)

@@ -14,6 +14,7 @@ from scoretk.conformance.laws import LAWS, Law
 from scoretk.conformance.subject import Case, NotApplicable, Subject, Violation
 from scoretk.core.anatomy import left_as_found
 from scoretk.core.dependencies import required
+from scoretk.core.keywords import explained
 from scoretk.fields.foreign import no_field
 from scoretk.fields.protocols import is_field, offers
 from scoretk.plugins import ModelSpec, describe, find_model, load
@@ -90,6 +91,7 @@ class Check:
 CHECKS: tuple[Check, ...] = tuple(map(Check, LAWS))
 
 
+@explained
 def check_model(model: Any, *, cond: Conditions | None = None) -> list[CheckResult]:
     """Hold a model to the laws of a field.
 
@@ -116,6 +118,7 @@ def check_model(model: Any, *, cond: Conditions | None = None) -> list[CheckResu
     return [loads(status="passed"), *(check.result(field, claims, cond) for check in CHECKS)]
 
 
+@explained
 def parametrize_with_checks(models: Iterable[Any], cond: Conditions | None = None) -> Any:
     """A pytest decorator for a test that takes `model` and `check`.
 

@@ -13,6 +13,7 @@ import torch
 from scoretk.conformance.kit import CheckResult
 from scoretk.conformance.solver_laws import SOLVER_LAWS, SolverLaw
 from scoretk.conformance.subject import NotApplicable, Violation
+from scoretk.core.keywords import explained
 from scoretk.plugins.containment import contained
 from scoretk.plugins.solvers import as_solver, describe_solver
 from scoretk.solvers import EXAMPLES
@@ -68,6 +69,7 @@ class SolverCheck:
 SOLVER_CHECKS: tuple[SolverCheck, ...] = tuple(map(SolverCheck, SOLVER_LAWS))
 
 
+@explained
 def check_solver(solver: Any) -> list[CheckResult]:
     """Hold a solver to the laws of solvers, on exact targets of unit scale.
 
@@ -90,6 +92,7 @@ def check_solver(solver: Any) -> list[CheckResult]:
     return [check.result(made) for check in SOLVER_CHECKS]
 
 
+@explained
 def parametrize_with_solver_checks(solvers: Iterable[Any]) -> Any:
     """A pytest decorator for a test that takes `solver` and `check`.
 

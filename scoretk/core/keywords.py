@@ -24,8 +24,9 @@ _OURS = {
     "accept": "target_accept target_accept_prob target_accept_rate target_acceptance "
     "target_acceptance_rate adapt_delta acceptance_rate",
     "atol": "abs_tol absolute_tolerance",
+    "batch": "batch_size minibatch",
     "chains": "num_chains n_chains nchains n_chain num_particles n_particles n_walkers nwalkers "
-    "batch_size num_images num_images_per_prompt",
+    "batch_size n_samples num_images num_images_per_prompt",
     "cond": "condition conditions context conditioning class_labels labels prompt_embeds "
     "encoder_hidden_states",
     "event_shape": "shape size dim ndim dims features sample_shape x_shape input_shape in_shape",
@@ -38,6 +39,7 @@ _OURS = {
     "keep": "return_samples store save trace backend",
     "leapfrogs": "num_steps n_steps l num_integration_steps num_leapfrog_steps n_leapfrog num_leapfrog leapfrog_steps "
     "int_steps",
+    "learning_rate": "lr",
     "length": "trajectory_length path_length int_time",
     "logp": "logdensity logdensity_fn log_prob log_prob_fn log_density fn target potential_fn",
     "max_depth": "max_tree_depth max_treedepth max_num_doublings",
@@ -52,11 +54,14 @@ _OURS = {
     "rtol": "rel_tol relative_tolerance",
     "seed": "random_seed random_state rng rng_key key prng_key generator rng_seed",
     "solver": "kernel sampler step method algorithm nuts_sampler inference_method",
+    "std": "noise noise_std noise_level sigma sigma_y scale",
+    "start": "persistent buffer replay_buffer",
     "step_size": "stepsize step epsilon eps lr learning_rate dt h delta initial_step_size scale "
     "step_scale",
     "steps": "num_samples n_samples nsamples num_draws n_draws ndraws draws iter_sampling iterations "
     "num_iterations n_iterations n_iter num_iters num_results num_steps n_steps nsteps niter "
-    "num_inference_steps inference_steps num_timesteps nfe sampling_steps sample_steps samples",
+    "num_inference_steps inference_steps num_timesteps nfe sampling_steps sample_steps samples "
+    "k k_steps cd_k epochs num_epochs n_epochs max_epochs max_steps",
     "temperature": "temp t beta",
     "thin": "thinning thin_by num_steps_between_results",
     "warmup": "num_warmup n_warmup tune n_tune burn_in burnin n_burn nburn num_burnin_steps "
@@ -110,12 +115,14 @@ _TAKERS: dict[str, list[str]] = {}
 """The classes that take an argument, by its name; in the order in which they were made."""
 
 
-def explained(function: _Function, label: str = "") -> _Function:
+def explained(function: _Function, label: str = "", *, settings: type | None = None) -> _Function:
     """The same function, which says what was meant by a keyword argument that it does not have.
 
     Args:
         function: A function; one that takes any keyword is given back as it is.
         label: What the message calls it; "" for its name.
+        settings: The class of one of its arguments that holds its settings, which are looked for
+            there first.
 
     Returns:
         The function, with its signature.
@@ -132,7 +139,8 @@ def explained(function: _Function, label: str = "") -> _Function:
     def call(*args: Any, **options: Any) -> Any:
         if not options.keys() <= known.keys() | hidden.keys():
             unknown = next(name for name in options if name not in {**known, **hidden})
-            raise UnknownArgument(called, unknown, known, _way(unknown, known))
+            way = _setting(unknown, settings) or _way(unknown, known)
+            raise UnknownArgument(called, unknown, known, way)
         return function(*args, **options)
 
     return call  # type: ignore[return-value]  # whose signature is the function's
@@ -151,6 +159,15 @@ def explained_class(made: type, *, named: bool = False) -> None:
     for name in list(signature(own).parameters)[1:] if named else ():
         _TAKERS.setdefault(name, []).append(made.__name__)
     setattr(made, "__init__", explained(own, f"{made.__name__}()"))  # noqa: B010
+
+
+def _setting(name: str, settings: type | None) -> str:
+    """Which setting is meant, of a class that holds them; "" where none is."""
+    if settings is None:
+        return ""
+    own = list(signature(settings).parameters)
+    meant = [name] if name in own else [ours for ours in MEANT.get(name.lower(), ()) if ours in own]
+    return f"It is a setting: {settings.__name__}({meant[0]}=...)" if meant else ""
 
 
 def _way(name: str, known: Iterable[str]) -> str:

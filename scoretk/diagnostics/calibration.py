@@ -47,6 +47,7 @@ import torch
 from torch import Tensor
 
 from scoretk.core.arguments import count
+from scoretk.core.keywords import explained
 from scoretk.diagnostics.discrepancies import TestResult, _check, _compared, _least, _rank
 from scoretk.diagnostics.distances import _generator, sample_rows
 from scoretk.errors import InvalidArgument
@@ -73,6 +74,7 @@ class RankBand(NamedTuple):
     high: Tensor
 
 
+@explained
 def sbc_ranks(truth: Tensor, draws: Tensor, *, seed: int = 0) -> Tensor:
     """The rank of each coordinate of the truth among the draws of its posterior.
 
@@ -92,6 +94,7 @@ def sbc_ranks(truth: Tensor, draws: Tensor, *, seed: int = 0) -> Tensor:
     return _ranks(pool, _generator(seed))[:, 0].reshape(truth.shape)
 
 
+@explained
 def sbc_test(
     truth: Tensor, draws: Tensor, *, level: float = 0.05, permutations: int = 500, seed: int = 0
 ) -> TestResult:
@@ -121,6 +124,7 @@ def sbc_test(
     return _uniform(_ranks(pool, generator), level, permutations, generator)
 
 
+@explained
 def tarp_ranks(
     truth: Tensor, draws: Tensor, *, references: Tensor | None = None, seed: int = 0
 ) -> Tensor:
@@ -147,6 +151,7 @@ def tarp_ranks(
     return _ranks(_distances(truth, draws, references, generator), generator)[:, 0, 0]
 
 
+@explained
 def tarp_test(
     truth: Tensor,
     draws: Tensor,
@@ -182,6 +187,7 @@ def tarp_test(
     return _uniform(_ranks(distances, generator), level, permutations, generator)
 
 
+@explained
 def rank_band(
     n: int, draws: int, *, level: float = 0.05, simulations: int = 2000, seed: int = 0
 ) -> RankBand:

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from scoretk.core.arguments import count, option
 from scoretk.core.devices import wide
+from scoretk.core.keywords import explained
 from scoretk.diagnostics import mixing
 from scoretk.errors import InvalidArgument
 
@@ -34,6 +35,7 @@ __all__ = ["bfmi", "ess", "mcse", "nested_rhat", "rhat"]
 CHUNK = 1 << 22
 
 
+@explained
 def ess(x: Tensor | Readable, method: str = "bulk") -> Tensor:
     """Effective sample size of each coordinate.
 
@@ -60,6 +62,7 @@ def ess(x: Tensor | Readable, method: str = "bulk") -> Tensor:
     return _each(x, measures[option("method", method, tuple(measures))])
 
 
+@explained
 def rhat(x: Tensor | Readable) -> Tensor:
     """Rank-normalised split R-hat of each coordinate: the larger of the plain and the folded one.
 
@@ -85,6 +88,7 @@ class HasMoments(Protocol):
     def moments(self) -> tuple[Tensor, Tensor]: ...
 
 
+@explained
 def nested_rhat(x: Tensor | HasMoments, superchains: int) -> Tensor:
     """Nested R-hat of each coordinate, `sqrt(1 + B / W)`, for chains in superchains.
 
@@ -128,6 +132,7 @@ def _by_entry(value: Tensor) -> Any:
     return value.detach().cpu().double().flatten(1).T.contiguous().numpy()
 
 
+@explained
 def mcse(x: Tensor | Readable, of: str = "mean") -> Tensor:
     """Monte-Carlo standard error of each coordinate's mean or standard deviation.
 
@@ -143,6 +148,7 @@ def mcse(x: Tensor | Readable, of: str = "mean") -> Tensor:
     )
 
 
+@explained
 def bfmi(energy: Tensor) -> Tensor:
     """Energy Bayesian fraction of missing information (E-BFMI) of each chain.
 

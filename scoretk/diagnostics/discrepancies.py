@@ -36,6 +36,7 @@ from torch import Tensor
 
 from scoretk.core.arguments import count, function, option, positive
 from scoretk.core.dependencies import required
+from scoretk.core.keywords import explained
 from scoretk.diagnostics.distances import _generator, _matching, _pair, sample_rows
 from scoretk.errors import InvalidArgument
 
@@ -78,6 +79,7 @@ class TestResult:
         return self.p_value <= self.level
 
 
+@explained
 def kernel_stein_discrepancy(
     x: Tensor,
     score: Callable[[Tensor], Tensor] | Tensor,
@@ -138,6 +140,7 @@ def kernel_stein_discrepancy(
     return _compared(float(means[0]), means[1:], level)
 
 
+@explained
 def mmd_test(
     x: Tensor,
     y: Tensor,
@@ -192,6 +195,7 @@ def mmd_test(
     return _compared(float(values[0]), values[1:], level)
 
 
+@explained
 def sliced_wasserstein_test(
     x: Tensor,
     y: Tensor,
@@ -239,6 +243,7 @@ def sliced_wasserstein_test(
     return _compared(found[0], torch.tensor(found[1:], dtype=torch.float64), level)
 
 
+@explained
 def classifier_test(x: Tensor, y: Tensor, *, level: float = 0.05, seed: int = 0) -> TestResult:
     """Two-sample test by the held-out accuracy of a classifier that tells the samples apart.
 

@@ -23,11 +23,13 @@ import torch
 from torch import Tensor
 
 from scoretk.core.arguments import count, positive
+from scoretk.core.keywords import explained
 from scoretk.errors import InvalidArgument
 
 __all__ = ["mmd", "sample_rows", "sliced_wasserstein"]
 
 
+@explained
 def sliced_wasserstein(x: Tensor, y: Tensor, directions: int = 256, seed: int = 0) -> float:
     """Sliced Wasserstein-2 distance `SW_2(x, y)`.
 
@@ -56,6 +58,7 @@ def sliced_wasserstein(x: Tensor, y: Tensor, directions: int = 256, seed: int = 
     return float((mass[:, None] * gaps.square()).sum(0).mean().sqrt())
 
 
+@explained
 def mmd(x: Tensor, y: Tensor, bandwidth: float | None = None) -> float:
     """Squared maximum mean discrepancy with a Gaussian kernel, an unbiased estimate.
 

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from scoretk.core.devices import wide
+from scoretk.core.keywords import explained
 from scoretk.diagnostics.mixing import FEWEST, f_deviate, paired, z_limit
 from scoretk.diagnostics.summary import COLUMNS, MOST, Summary, entry_names
 from scoretk.diagnostics.verdict import (
@@ -129,6 +130,7 @@ def halves_from(
     )
 
 
+@explained
 def split_rhat(draws: Tensor | HasHalves) -> Tensor:
     """Split R-hat of each coordinate, from the moments of each chain's halves.
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from scoretk.core.arguments import finite
 from scoretk.core.dependencies import required
+from scoretk.core.keywords import explained
 from scoretk.diagnostics.distances import sample_rows
 from scoretk.errors import InvalidArgument
 
@@ -89,6 +90,7 @@ class Classifier:
         return Verdict(counts, balance(counts), float(top.mean()))
 
 
+@explained
 def balance(counts: Any) -> float:
     """The entropy of the shares of classes over that of equal shares, in [0, 1].
 
@@ -112,6 +114,7 @@ def balance(counts: Any) -> float:
     return float(-torch.special.xlogy(shares, shares).sum() / math.log(len(shares)))
 
 
+@explained
 def copies(x: Tensor, train: Tensor, held_out: Tensor, quantile: float = 0.01) -> Copies:
     """Compare how near samples come to training data with how near held-out data come.
 

@@ -118,5 +118,10 @@ __all__ = [
     "tempered",
 ]
 
-for _made in (Energy, Score, Velocity, Diffusion, Discrete, EDM, VE, VP, SubVP, Variable):
+for _made in (
+    *(Energy, Score, Velocity, Diffusion, Discrete, Couplings, Variable),
+    *(EDM, VE, VP, SubVP, Cosine, Interpolant, Linear, Tabulated),
+    *(Blur, Downsample, LinearGaussian, Mask, Matrix),
+    *(DPS, MMPS, TMPD, DiffPIR, PiGDM, Replacement),
+):
     explained_class(_made)

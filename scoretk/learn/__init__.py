@@ -1,5 +1,6 @@
 """Learning: contrastive divergence, the losses of the other families, and a small fit loop."""
 
+from scoretk.core.keywords import explained_class
 from scoretk.learn.adversarial import (
     DIVERGENCES,
     Divergence,
@@ -69,6 +70,10 @@ __all__ = [
     "wasserstein_generator",
     "weighting",
 ]
+
+
+for _made in (ContrastiveDivergence, Player, Recipe, ReplayBuffer):
+    explained_class(_made)
 
 
 def __dir__() -> list[str]:

@@ -39,6 +39,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from scoretk.core.arguments import option
+from scoretk.core.keywords import explained
 from scoretk.core.rows import across
 from scoretk.errors import InvalidArgument
 from scoretk.fields.wrappers import check_rows
@@ -92,6 +93,7 @@ DIVERGENCES: dict[str, Divergence] = {
 }
 
 
+@explained
 def f_gan_critic(critic: Critic, x: Tensor, y: Tensor, divergence: str = "gan") -> Tensor:
     """The critic's loss, `E f*(g_f(V(y))) - E g_f(V(x))`.
 
@@ -119,6 +121,7 @@ def f_gan_critic(critic: Critic, x: Tensor, y: Tensor, divergence: str = "gan") 
     return d.conjugate(_values(critic, y)).mean() - d.activation(_values(critic, x)).mean()
 
 
+@explained
 def f_gan_generator(
     critic: Critic, y: Tensor, divergence: str = "gan", *, saturating: bool = False
 ) -> Tensor:
@@ -148,6 +151,7 @@ def f_gan_generator(
     return -(d.conjugate if saturating else d.activation)(_values(critic, y)).mean()
 
 
+@explained
 def gradient_penalty(critic: Critic, x: Tensor, slope: float = 1.0) -> Tensor:
     """The penalty `(|grad V(x)| - slope)^2` on a critic, with the norm over the whole event.
 
@@ -179,6 +183,7 @@ def gradient_penalty(critic: Critic, x: Tensor, slope: float = 1.0) -> Tensor:
     return (torch.linalg.vector_norm(gradient.flatten(1), dim=1) - slope).square()
 
 
+@explained
 def wasserstein_critic(
     critic: Critic, x: Tensor, y: Tensor, mix: Tensor, penalty: float = 10.0
 ) -> Tensor:
@@ -210,6 +215,7 @@ def wasserstein_critic(
     return _values(critic, y).mean() - _values(critic, x).mean() + penalty * slopes
 
 
+@explained
 def wasserstein_generator(critic: Critic, y: Tensor) -> Tensor:
     """The generator's loss, `-E V(y)`.
 

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from scoretk.core.arguments import tensor_like
 from scoretk.core.dependencies import required
+from scoretk.core.keywords import explained
 from scoretk.errors import InvalidArgument
 
 __all__ = ["COUPLINGS", "independent_coupling", "optimal_coupling"]
@@ -32,6 +33,7 @@ PIVOTS = 10_000_000
 """The most steps of the network simplex, about a hundred times those of a batch of a thousand."""
 
 
+@explained
 def independent_coupling(start: Tensor, x: Tensor) -> Tensor:
     """The starts as they were drawn.
 
@@ -50,6 +52,7 @@ def independent_coupling(start: Tensor, x: Tensor) -> Tensor:
     return start
 
 
+@explained
 def optimal_coupling(start: Tensor, x: Tensor) -> Tensor:
     """The starts in the order of the optimal transport to x for the squared distance.
 

@@ -32,11 +32,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from scoretk.core.keywords import explained
 from scoretk.core.warned import warn
 from scoretk.errors import FitFailure
 from scoretk.learn import processes
@@ -50,6 +52,7 @@ BRIGHT, PIXEL_ROWS = 100, 256
 """Above which value the largest of so many rows of whole numbers is one of pixels."""
 
 
+@partial(explained, settings=Recipe)
 def fit(
     module: nn.Module,
     loss: Loss | Sequence[Player],

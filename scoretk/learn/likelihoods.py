@@ -27,6 +27,7 @@ from einops import rearrange, repeat
 from torch import Tensor
 from torch import distributions as td
 
+from scoretk.core.keywords import explained
 from scoretk.errors import InvalidArgument
 from scoretk.fields.wrappers import check_rows
 
@@ -52,6 +53,7 @@ class Density(Protocol):
 Decoder = Callable[[Tensor], Density]
 
 
+@explained
 def negative_log_likelihood(log_prob: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """The negative log likelihood `-log p(x)`, in nats.
 
@@ -104,6 +106,7 @@ def _(distribution: td.Independent[td.Distribution], noise: Tensor) -> Tensor:
     return reparametrised(distribution.base_dist, noise)
 
 
+@explained
 def log_weights(
     x: Tensor, posterior: td.Distribution, decoder: Decoder, prior: Density, noise: Tensor
 ) -> Tensor:
@@ -129,6 +132,7 @@ def log_weights(
     return _reconstruction(x, decoder, z) + log_prior - posterior.log_prob(z)
 
 
+@explained
 def negative_elbo(
     x: Tensor,
     posterior: td.Distribution,
@@ -167,6 +171,7 @@ def negative_elbo(
     return td.kl_divergence(posterior, prior) - _reconstruction(x, decoder, z).mean(0)
 
 
+@explained
 def negative_iwae(
     x: Tensor, posterior: td.Distribution, decoder: Decoder, prior: Density, noise: Tensor
 ) -> Tensor:

@@ -21,6 +21,7 @@ from collections.abc import Callable
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from scoretk.core.keywords import explained
 from scoretk.errors import InvalidArgument
 from scoretk.fields.wrappers import check_rows
 
@@ -29,6 +30,7 @@ __all__ = ["flow_contrastive", "noise_contrastive"]
 PerRow = Callable[[Tensor], Tensor]
 
 
+@explained
 def noise_contrastive(
     energy: PerRow, log_z: Tensor, noise_log_prob: PerRow, x: Tensor, y: Tensor
 ) -> Tensor:
@@ -72,6 +74,7 @@ def noise_contrastive(
     return softplus(-log_odds(x)).mean() + nu * softplus(log_odds(y)).mean()
 
 
+@explained
 def flow_contrastive(
     energy: PerRow, log_z: Tensor, flow_log_prob: PerRow, x: Tensor, y: Tensor
 ) -> Tensor:

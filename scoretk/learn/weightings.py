@@ -35,6 +35,7 @@ from torch import Tensor
 
 from scoretk.core.arguments import option
 from scoretk.core.devices import wide
+from scoretk.core.keywords import explained
 from scoretk.fields import GaussianPath
 from scoretk.fields.paths import PathPoint
 
@@ -61,6 +62,7 @@ WEIGHTINGS: dict[str, Callable[[PathPoint], Tensor]] = {
 }
 
 
+@explained
 def weighting(name: str, path: GaussianPath, t: Tensor) -> Tensor:
     """The weight of noise prediction at times t.
 

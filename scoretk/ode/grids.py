@@ -26,6 +26,7 @@ from torch import Tensor
 
 from scoretk.core.anatomy import left_as_found
 from scoretk.core.arguments import count, floats, option, positive
+from scoretk.core.keywords import explained
 from scoretk.core.noise import Noise
 from scoretk.errors import InvalidArgument
 from scoretk.fields.paths import GaussianPath, Tabulated
@@ -57,11 +58,13 @@ FINE = 256
 """The intervals by which `search` solves its trajectories."""
 
 
+@explained
 def uniform(steps: int) -> Tensor:
     """`steps + 1` equally spaced times from 0 to 1."""
     return torch.linspace(0, 1, count("steps", steps, least=1) + 1, dtype=torch.float64)
 
 
+@explained
 def levels(path: GaussianPath, t: Tensor) -> Tensor:
     """`sigma/alpha` at times t, like t; `inf` where alpha = 0.
 
@@ -77,6 +80,7 @@ def _check_path(path: Any) -> None:
         raise InvalidArgument("path", path, "a GaussianPath such as scoretk.VP()")
 
 
+@explained
 def logistic(path: GaussianPath, steps: int, exponent: float = 0.8) -> Tensor:
     """Times at which `1 / (1 + level^exponent)` is equally spaced.
 
@@ -101,6 +105,7 @@ def logistic(path: GaussianPath, steps: int, exponent: float = 0.8) -> Tensor:
     return torch.cat([u.new_zeros(1), times, u.new_ones(1)])
 
 
+@explained
 def cosine(path: GaussianPath, steps: int) -> Tensor:
     """Times at which the angle `atan(level)` is equally spaced: equal steps of the cosine path's
     time.
@@ -120,6 +125,7 @@ def cosine(path: GaussianPath, steps: int) -> Tensor:
     return torch.cat([angle.new_zeros(1), path.t(-2 * angle[1:-1].tan().log()), angle.new_ones(1)])
 
 
+@explained
 def karras(path: GaussianPath, steps: int, rho: float = 7.0) -> Tensor:
     """Times at which `level^(1/rho)` is equally spaced.
 
@@ -142,6 +148,7 @@ def karras(path: GaussianPath, steps: int, rho: float = 7.0) -> Tensor:
     return _spaced(path, steps, lambda s: s ** (1 / rho), lambda r: r**rho)
 
 
+@explained
 def edm(path: GaussianPath, steps: int) -> Tensor:
     """The levels of EDM: those of `karras` with rho = 7 between 80 and .002, on any path.
 
@@ -166,6 +173,7 @@ def edm(path: GaussianPath, steps: int) -> Tensor:
     )
 
 
+@explained
 def log_snr(path: GaussianPath, steps: int) -> Tensor:
     """Times at which the log signal-to-noise ratio is equally spaced.
 
@@ -233,6 +241,7 @@ def _beyond(larger: float, smaller: float) -> bool:
     return larger > smaller * (1 + 1e-9) or math.isinf(larger) or smaller == 0 == larger
 
 
+@explained
 def table(path: GaussianPath, given: Sequence[float], steps: int | None = None) -> Tensor:
     """The times of a table of decreasing levels `sigma/alpha`, such as published ones.
 
@@ -268,6 +277,7 @@ def table(path: GaussianPath, given: Sequence[float], steps: int | None = None) 
     return grid(times.clamp(0, 1), path, len(times) - 1)
 
 
+@explained
 def adapt(
     field: Any,
     steps: int,
@@ -331,6 +341,7 @@ def adapt(
     return found
 
 
+@explained
 def search(
     field: Any,
     steps: int,
@@ -466,6 +477,7 @@ _NAMED = {"logistic": logistic, "karras": karras, "edm": edm, "log_snr": log_snr
 GRIDS = ("uniform", *_NAMED)
 
 
+@explained
 def grid(
     spec: str | Sequence[float] | Tensor | None, path: GaussianPath | None, steps: int
 ) -> Tensor:

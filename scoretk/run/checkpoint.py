@@ -19,6 +19,7 @@ from torch import Tensor
 
 from scoretk.core.arguments import positive
 from scoretk.core.files import as_path, file_to_write
+from scoretk.core.keywords import explained_class
 from scoretk.core.sealed import Stored, Unreadable, open_sealed, read_sealed, write_sealed
 from scoretk.errors import CheckpointError
 
@@ -95,6 +96,9 @@ class Checkpoint:
         started = time.monotonic()
         write(self.file if path is None else path, tensors, header, kind)
         self._due = time.monotonic() + max(self.every, 20 * (time.monotonic() - started))
+
+
+explained_class(Checkpoint)
 
 
 def is_shared(path: Path) -> bool:

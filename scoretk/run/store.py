@@ -37,6 +37,7 @@ from scoretk.core.arguments import count, option
 from scoretk.core.dependencies import required
 from scoretk.core.files import as_path, folder_to_write, replace_folder
 from scoretk.core.inferencedata import ARVIZ_NAMES
+from scoretk.core.keywords import explained_class
 from scoretk.core.sealed import Stored, from_bytes, to_bytes
 from scoretk.errors import InvalidArgument, OutputExists, StoreError
 from scoretk.fields.layout import Layout
@@ -109,6 +110,9 @@ class Zarr:
     def folder(self) -> Path:
         """The path from the root on: it is read later, wherever the process works then."""
         return as_path("keep", os.path.abspath(self.path))
+
+
+explained_class(Zarr)
 
 
 def zarr_module() -> Any:

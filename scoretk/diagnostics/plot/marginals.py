@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from scoretk.core.arguments import numbers
+from scoretk.core.keywords import explained
 from scoretk.diagnostics.plot.figures import COLORS, array, grid, the_axes
 from scoretk.errors import InvalidArgument
 from scoretk.fields.paths import GaussianPath
@@ -35,6 +36,7 @@ MOST = 2000
 """How many of the data are used."""
 
 
+@explained
 def path(path: Any, data: Any = None, *, seed: int = 0, axes: Axes | None = None) -> Figure:
     """How a Gaussian path leads from noise to data.
 

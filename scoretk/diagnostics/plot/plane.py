@@ -24,6 +24,7 @@ from torch.distributions import Distribution
 
 from scoretk.core.anatomy import as_networks_take, field_tensors, left_as_found
 from scoretk.core.arguments import conditions, count, finite
+from scoretk.core.keywords import explained
 from scoretk.core.noise import Noise
 from scoretk.core.rows import finite_rows
 from scoretk.diagnostics.plot.figures import COLORS, array, dot, the_axes
@@ -82,6 +83,7 @@ class Mesh(NamedTuple):
     density: np.ndarray
 
 
+@explained
 def field(
     field: Any,
     t: float | None = None,

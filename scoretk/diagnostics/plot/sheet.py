@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from scoretk.core.arguments import count, event_shape, numbers
+from scoretk.core.keywords import explained
 from scoretk.diagnostics.plot.figures import COLORS, array, dot, the_axes
 from scoretk.errors import InvalidArgument
 
@@ -24,6 +25,7 @@ COLORED = (3, 4)
 """How many channels an image with colours has."""
 
 
+@explained
 def samples(
     draws: Any,
     *,
