@@ -117,7 +117,7 @@ def test_what_is_written_into_is_seen_within_wrappers_too(around, monkeypatch):
     with monkeypatch.context() as mutant:  # whose questions are all as if put before
         resolve = import_module("scoretk.fields.resolve")
         mutant.setattr(
-            resolve, "unwritten", lambda what, evaluate, x, asked=None: unwritten(what, evaluate, x)
+            resolve, "unwritten", lambda what, evaluate, x, **_: unwritten(what, evaluate, x)
         )
         for fn in (
             WRITERS[1:] if around != "likelihood" else ()
@@ -130,7 +130,7 @@ def test_the_mutant_that_does_not_look_at_x_walks_off(monkeypatch):
     field = stk.Energy(shifted, (2,))
     for module in ("resolve", "wrappers"):
         home = import_module(f"scoretk.fields.{module}")
-        monkeypatch.setattr(home, "unwritten", lambda what, evaluate, x, asked=None: evaluate(x))
+        monkeypatch.setattr(home, "unwritten", lambda what, evaluate, x, **_: evaluate(x))
     stk.sample(field, stk.HMC(0.1, metric="none"), steps=3, chains=4)
     monkeypatch.undo()
     with pytest.raises(InvalidArgument, match="in place"):
@@ -398,3 +398,24 @@ def test_an_error_is_noted_once_whoever_else_noted_it(others):
     ours = [note for note in error.__notes__ if note not in others]
     assert len(ours) == 1
     assert "x of shape (2, 3)" in ours[0]
+
+
+NARROW = {  # networks that take a time, or a level of noise, for one that has the axes of x
+    "Diffusion": stk.Diffusion,
+    "Velocity": stk.Velocity,
+    "from_sigmas": stk.from_sigmas,
+    "from_reversed_time": stk.from_reversed_time,
+}
+
+
+@pytest.mark.parametrize("shape", [(2,), (1, 2, 3)])
+@pytest.mark.parametrize("name", NARROW)
+def test_a_network_that_fails_is_told_the_shapes_of_all_that_it_gets(name, shape):
+    field = NARROW[name](lambda x, t, y: x * (t + y), shape)
+    with pytest.raises(RuntimeError, match="must match") as raised:
+        stk.sample(field, chains=4, cond={"y": torch.zeros(4)})
+    (note,) = raised.value.__notes__
+    axes = ", ".join(["-1"] + ["1"] * len(shape))
+    for said in (f"x of shape {(4, *shape)}", "t of shape (4,)", "y of shape (4,)"):
+        assert said in note
+    assert f"t.reshape({axes}) goes with x" in note

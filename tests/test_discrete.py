@@ -595,3 +595,51 @@ def test_a_solver_that_would_leave_the_states_is_told_so_and_not_what_is_there()
     score = stk.Score(lambda x: -x, (2,))
     with pytest.raises(stk.MissingCapability, match=r"offers score, but energy is needed"):
         stk.sample(score, stk.NUTS(), chains=2, steps=2)
+
+
+class Bonds:
+    """A class of a user's own: four sites in a row, with all that moves of discrete states ask for."""
+
+    event_shape = (4,)
+    gibbs_shape = (4,)
+    couplings = stk.Couplings(torch.arange(3), torch.arange(1, 4), torch.full((3,), 1.4))
+
+    def energy(self, x):
+        return -0.7 * (x[:, 1:] * x[:, :-1]).sum(1)
+
+    def gibbs(self, x, u):
+        rows = list(x.unbind(1))
+        for i in range(4):
+            near = sum(rows[j] for j in (i - 1, i + 1) if 0 <= j < 4)
+            up = torch.sigmoid(1.4 * near)
+            rows[i] = torch.where(u[:, i] < up, torch.ones_like(up), -torch.ones_like(up))
+        return torch.stack(rows, 1)
+
+
+class Stated(Bonds):
+    states = (-1.0, 1.0)
+
+
+OWN = {
+    "stated": Stated(),
+    "Discrete": stk.Discrete(Bonds(), (-1.0, 1.0)),
+    "tempered": stk.tempered(Stated(), 1.0),
+}
+MOVES = {
+    "the default": None,
+    "GibbsWithGradients": stk.GibbsWithGradients(),
+    "BlockGibbs": stk.BlockGibbs(),
+    "SwendsenWang": stk.SwendsenWang(),
+}
+
+
+@pytest.mark.parametrize("move", MOVES)
+@pytest.mark.parametrize("name", OWN)
+def test_a_class_of_ones_own_has_a_start_and_all_its_moves(name, move):
+    """tanh(.7) is the mean of a product of neighbours in a row."""
+    if name == "tempered" and move in ("BlockGibbs", "SwendsenWang"):
+        return  # a power has other conditional laws than its field
+    draws = stk.sample(OWN[name], MOVES[move], chains=256, steps=60, warmup=20)
+    pairs = (draws.x[..., 1:] * draws.x[..., :-1]).mean((1, 2))
+    assert_mean(pairs, math.tanh(0.7))
+    assert set(draws.x.unique().tolist()) == {-1.0, 1.0}

@@ -352,3 +352,38 @@ def test_a_table_is_met_exactly_and_smooth_between(table):
     assert float(jump.abs().max()) < 1e-4 * float(
         path.dalpha(t).max()
     )  # a table of straight pieces jumps
+
+
+def offering(*names):
+    """An object with an event shape and these methods alone, each of which would answer."""
+    methods = {name: lambda self, x, *t: x for name in names}
+    return type("Own", (), {"event_shape": (2,), **methods})()
+
+
+WITHOUT_A_LAW = {
+    (): r"energy\(x\), minus a log density, or score\(x\)",
+    ("log_prob",): r"Energy\(lambda x: -model\.log_prob\(x\), event_shape\)",
+    ("draw", "log_prob"): r"Energy\(lambda x: -model\.log_prob\(x\), event_shape\)",
+    ("velocity",): r"scoretk\.Velocity\(model\.velocity, event_shape\)",
+    ("denoise",): r"scoretk\.Diffusion\(model\.denoise, event_shape, path, 'data'\)",
+}
+ASKED_FOR_A_LAW = {
+    "sample": lambda field: stk.sample(field, chains=2),
+    "sample by a score": lambda field: stk.sample(field, stk.ULA(0.1), chains=2),
+    "sample by an energy": lambda field: stk.sample(field, stk.MALA(0.1), chains=2),
+    "log_partition": stk.log_partition,
+    "log_prob": lambda field: stk.log_prob(field, torch.zeros(2, 2)),
+    "posterior": lambda field: stk.posterior(field, lambda x: x.sum(1)),
+}
+
+
+@pytest.mark.parametrize("ask", ASKED_FOR_A_LAW)
+@pytest.mark.parametrize("names", WITHOUT_A_LAW, ids=str)
+def test_an_object_without_energy_and_score_is_told_how_it_gets_one(names, ask):
+    """And that what it has is a score is said of no object that has none."""
+    if ask == "log_prob" and "log_prob" in names:
+        return
+    with pytest.raises(stk.MissingCapability, match=WITHOUT_A_LAW[names]) as raised:
+        ASKED_FOR_A_LAW[ask](offering(*names))
+    assert "score alone" not in str(raised.value)
+    assert "score without" not in str(raised.value)

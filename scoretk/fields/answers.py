@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from contextvars import ContextVar
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -53,6 +54,7 @@ BY_HAND = (
 )
 """What to do with an energy that autograd does not see."""
 _AT_ONCE = "scoretk: {} is given all chains at once, in torch tensors: {}"
+_TIMES = "One time (or sigma, or timestep) a row: t.reshape({}) goes with x"
 
 _CLOSELY: ContextVar[bool | None] = ContextVar("closely", default=None)
 """Whether the values of an input are compared before and after; None outside of an evaluation."""
@@ -125,7 +127,12 @@ def check_energy(got: object, x: Tensor) -> Tensor:
 
 
 def unwritten(
-    what: str, evaluate: Callable[[Tensor], Any], x: Tensor, *, asked: set[str] | None = None
+    what: str,
+    evaluate: Callable[[Tensor], Any],
+    x: Tensor,
+    *,
+    asked: set[str] | None = None,
+    beside: Mapping[str, Any] = MappingProxyType({}),
 ) -> Any:
     """`evaluate(x)`, if that does not write into x.
 
@@ -138,6 +145,7 @@ def unwritten(
         evaluate: A function of x.
         x: Its argument.
         asked: The methods that were called before; this one is added. None compares no values.
+        beside: What the model is given beside x, by name, for the note of an error: "t" a time.
 
     Returns:
         What `evaluate` returns.
@@ -148,16 +156,18 @@ def unwritten(
     if torch.compiler.is_compiling():
         return evaluate(x)
     if asked is None or _CLOSELY.get() is not None:  # what is asked in turn follows the outermost
-        return _watched(what, evaluate, x)
+        return _watched(what, evaluate, x, beside)
     closely = _CLOSELY.set(what not in asked)
     asked.add(what)
     try:
-        return _watched(what, evaluate, x)
+        return _watched(what, evaluate, x, beside)
     finally:
         _CLOSELY.reset(closely)
 
 
-def _watched(what: str, evaluate: Callable[[Tensor], Any], x: Tensor) -> Any:
+def _watched(
+    what: str, evaluate: Callable[[Tensor], Any], x: Tensor, beside: Mapping[str, Any]
+) -> Any:
     kept = x.detach().clone() if _CLOSELY.get() else None
     before = _writes(x)
     try:
@@ -166,14 +176,14 @@ def _watched(what: str, evaluate: Callable[[Tensor], Any], x: Tensor) -> Any:
         if isinstance(error, RuntimeError) and not isinstance(error, ScoretkError):
             _refuse_elsewhere(what, evaluate, x, error)
             _refuse_dtype(evaluate, x, error)
-        noted(error, what, {"x": x})
+        noted(error, "the network" if "t" in beside else what, {"x": x, **beside})
         raise
     if _writes(x) != before or not (kept is None or _same(kept, x.detach())):
         raise _written(what, x)
     return answer
 
 
-def noted(error: Exception, what: str, given: Mapping[str, Tensor]) -> None:
+def noted(error: Exception, what: str, given: Mapping[str, Any]) -> None:
     """Add to an error of a user's function what this was given: all chains, in tensors.
 
     An error that has such a note, from nearer to the function, keeps it, and those of this package
@@ -182,14 +192,19 @@ def noted(error: Exception, what: str, given: Mapping[str, Tensor]) -> None:
     Args:
         error: What was raised.
         what: What the note calls the function.
-        given: Its arguments, by name.
+        given: Its arguments, by name; a time is "t".
     """
     known = any(note.startswith("scoretk: ") for note in getattr(error, "__notes__", ()))
     if known or isinstance(error, ScoretkError):
         return
-    told = ", ".join(f"{name} of shape {tuple(value.shape)}" for name, value in given.items())
-    of_arrays = what == "energy" and isinstance(error, AttributeError | TypeError)
-    error.add_note(_AT_ONCE.format(what, told) + (f". {BY_HAND}" if of_arrays else ""))
+    tensors = {name: value for name, value in given.items() if isinstance(value, Tensor)}
+    told = ", ".join(f"{name} of shape {tuple(value.shape)}" for name, value in tensors.items())
+    way = ""
+    if what == "energy" and isinstance(error, AttributeError | TypeError):
+        way = f". {BY_HAND}"
+    elif "x" in tensors and "t" in tensors and tensors["t"].ndim:
+        way = f". {_TIMES.format(', '.join(['-1'] + ['1'] * (given['x'].ndim - 1)))}"
+    error.add_note(_AT_ONCE.format(what, told) + way)
 
 
 def _refuse_dtype(evaluate: Callable[[Tensor], Any], x: Tensor, error: RuntimeError) -> None:

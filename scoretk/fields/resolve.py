@@ -47,6 +47,7 @@ __all__ = [
     "prediction",
     "resolve",
     "static",
+    "without_law",
 ]
 
 _ENERGY = "An energy gives one number a row: sum over the event axes, keep the batch axis"
@@ -94,7 +95,7 @@ class StaticField:
     ) -> Any:
         rows = self.cond | cond
         return unwritten(
-            what, lambda y: rejecting(evaluate, y, rows, *refused), x, asked=self.asked
+            what, lambda y: rejecting(evaluate, y, rows, *refused), x, asked=self.asked, beside=rows
         )
 
     def energy(self, x: Tensor, **cond: Tensor) -> Tensor:
@@ -294,7 +295,11 @@ def _predict(field: TimedField, x: Tensor, t: float | Tensor) -> Tensor:
             field.native, next(m for m, name in _NATIVE_OF.items() if name == field.source)
         )
     value = unwritten(
-        field.source, lambda y: told(ask, y, t, cond=field.cond), x, asked=field.asked
+        field.source,
+        lambda y: told(ask, y, t, cond=field.cond),
+        x,
+        asked=field.asked,
+        beside={"t": t, **field.cond},
     )
     return check_rows(field.source, value, x.shape, _LIKE).to(x.dtype)
 
@@ -418,6 +423,24 @@ def resolve(
     return _resolve_static(field, wanted, rows)
 
 
+def without_law(has: frozenset[str]) -> str:
+    """What to do with a static field that offers these, and neither an energy nor a score."""
+    if "log_prob" in has:
+        return (
+            "Minus its log density is an energy: scoretk.Energy(lambda x: -model.log_prob(x), "
+            "event_shape)"
+        )
+    if has & {"velocity", "denoise"}:
+        return (
+            "A field in time is made of such a method: scoretk.Velocity(model.velocity, "
+            "event_shape), scoretk.Diffusion(model.denoise, event_shape, path, 'data')"
+        )
+    return (
+        "Give it energy(x), minus a log density, or score(x); of a function "
+        "scoretk.Energy(fn, event_shape) makes a field"
+    )
+
+
 def _resolve_static(field: Any, needs: frozenset[str], cond: dict[str, Tensor]) -> StaticField:
     has = offers(field)
     if is_timed(field):
@@ -443,8 +466,10 @@ def _resolve_static(field: Any, needs: frozenset[str], cond: dict[str, Tensor]) 
     if not needs <= derivable:
         bridge = {
             "energy": "A score alone does not give an energy: use a solver that needs the score "
-            "only, such as ULA",
-            "score": "Give the field energy(x) or score(x)",
+            "only, such as ULA"
+            if "score" in has
+            else without_law(has),
+            "score": without_law(has),
             "states": "State them: scoretk.Discrete(field, states), the numbers that every site "
             "can take or 'one-hot'",
             "gibbs": "A field sweeps with gibbs(x, u) and says the shape of a chain's uniforms u "

@@ -185,9 +185,10 @@ RULES: Mapping[str, Mapping[Kind, Rule]] = {
     "log_prob_at": _rules(Rule.OWN, Kind.MIXTURE),
     "exact_log_partition": _rules(Rule.KEEP, Kind.SAME, RESTRICTED=Rule.OWN),
     "estimate_log_prob": _rules(Rule.REFUSE),
-    "gibbs": _rules(Rule.KEEP, Kind.SAME),
-    "gibbs_shape": _rules(Rule.KEEP, Kind.SAME),
-    "couplings": _rules(Rule.KEEP, Kind.SAME, BLEND=Rule.OWN),
+    # of states, whether these are the field's own or given to it
+    "gibbs": _rules(Rule.KEEP, Kind.SAME, Kind.RESTRICTED),
+    "gibbs_shape": _rules(Rule.KEEP, Kind.SAME, Kind.RESTRICTED),
+    "couplings": _rules(Rule.KEEP, Kind.SAME, Kind.RESTRICTED, BLEND=Rule.OWN),
     "between": _rules(Rule.KEEP, Kind.SAME),
     "twist": _rules(Rule.KEEP, Kind.SAME, TILT=Rule.OWN),
     "log_likelihood": _rules(Rule.KEEP, Kind.SAME, TILT=Rule.OWN),

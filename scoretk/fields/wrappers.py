@@ -147,7 +147,7 @@ class Energy(ByAutograd):
         """`E(x)`, `(batch, *event_shape) -> (batch,)`."""
         check_asked(x, self.event_shape)
         ask = self.fn if self._free is None else self._free.energy
-        found = unwritten("energy", lambda y: rejecting(ask, y, cond, torch.inf), x)
+        found = unwritten("energy", lambda y: rejecting(ask, y, cond, torch.inf), x, beside=cond)
         return check_energy(found, x)
 
 
@@ -183,7 +183,7 @@ class Score:
     def score(self, x: Tensor, **cond: Tensor) -> Tensor:
         """`grad log p(x)`, like x."""
         check_asked(x, self.event_shape)
-        score = unwritten("score", lambda y: rejecting(self.fn, y, cond, torch.nan), x)
+        score = unwritten("score", lambda y: rejecting(self.fn, y, cond, torch.nan), x, beside=cond)
         return check_rows("score", score, x.shape, "A score is shaped like x").to(x.dtype)
 
 
@@ -318,7 +318,9 @@ def _call_network(
         times = torch.full(x.shape[:1], t, dtype=x.dtype, device=x.device)
     else:
         times = t.to(x.device, x.dtype).expand(x.shape[:1])
-    prediction = unwritten(field.predicts, lambda y: field.net(y, times, **cond), x)
+    prediction = unwritten(
+        field.predicts, lambda y: field.net(y, times, **cond), x, beside={"t": times, **cond}
+    )
     return check_rows(
         field.predicts, prediction, x.shape, "A timed model's prediction is shaped like x"
     ).to(x.dtype)

@@ -56,7 +56,7 @@ from scoretk.errors import InvalidArgument, MissingCapability, Status
 from scoretk.fields.constrained import users_shape
 from scoretk.fields.distribution import as_field
 from scoretk.fields.protocols import field_name, is_field, is_timed, offers, optional
-from scoretk.fields.resolve import TimedField, resolve
+from scoretk.fields.resolve import TimedField, resolve, without_law
 from scoretk.fields.validation import rejecting
 from scoretk.fields.wrapped import check_flow
 from scoretk.inference.encoding import (
@@ -257,7 +257,9 @@ def _flow_density(
             offers(field),
             {"log_prob"},
             "Its energy is known up to a constant only: a normalised density needs the partition "
-            "function",
+            "function"
+            if offers(field) & {"energy", "score"}
+            else without_law(offers(field)),
         )
     check_flow(field)
     base = optional(field, "base")

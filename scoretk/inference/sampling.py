@@ -53,6 +53,7 @@ from scoretk.fields.constrained import Constrained
 from scoretk.fields.distribution import in_free_space
 from scoretk.fields.protocols import field_name, is_field, is_timed, offers, optional
 from scoretk.fields.resolve import StaticField, TimedField, resolve
+from scoretk.fields.states import check_states, uniform_states
 from scoretk.fields.variables import Derived, named
 from scoretk.ode.registry import has_method
 from scoretk.plugins import as_solver, find_model, load
@@ -138,7 +139,7 @@ def sample(
         init: Where the chains start, a row for each chain asked for, `(chains, *event_shape)`, for
             a `constrained` field in the user's space; of named variables also a dict, each
             `(chains, *shape)`. By default a timed field's `base`, a static field's own
-            `initial(n, noise)`, else N(0, I). Chains that so get an infinite energy start again, up
+            `initial(n, noise)`, else N(0, I), or uniform over its states. Chains that so get an infinite energy start again, up
             to 100 times, from N(0, s^2 I) of smaller and larger s; those that `init` starts there
             are flagged.
         cond: Condition values by name, one row a chain; they reach the model as keyword arguments.
@@ -458,6 +459,8 @@ def _default_solver(model: Any) -> Solver:
         return GibbsWithGradients()
     if "energy" in offers(model):
         return ChEES()
+    if "score" not in offers(model):
+        resolve(model, {"energy"})  # raises, with what it offers
     raise InvalidArgument(
         "solver",
         None,
@@ -840,6 +843,8 @@ def _initial(model: Any, noise: Noise | Later, place: _Place, spread: float = 1.
         x = base.draw(n, noise)
     elif callable(optional(model, "initial")):
         x = model.initial(n, noise)
+    elif "states" in offers(model):
+        x = uniform_states(check_states(model.states, shape), shape, noise)
     else:
         x = noise.normal(0, Stream.START, shape, place.dtype)
         x = x if spread == 1 else spread * x

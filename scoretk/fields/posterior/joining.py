@@ -22,7 +22,7 @@ from scoretk.fields.posterior.static import StaticPosterior
 from scoretk.fields.posterior.timed import TimedPosterior
 from scoretk.fields.posterior.tmpd import TMPD
 from scoretk.fields.protocols import field_name, is_field, is_timed, offers
-from scoretk.fields.resolve import gaussian_path
+from scoretk.fields.resolve import gaussian_path, without_law
 from scoretk.fields.variables import of_some
 from scoretk.fields.wrapped import check_within, shared_map
 
@@ -100,7 +100,7 @@ def posterior(
         return TimedPosterior(prior, law, as_method(method, law), gaussian_path(prior, "posterior"))
     if not offers(prior) & {"energy", "score"}:
         raise MissingCapability(
-            field_name(prior), offers(prior), {"energy"}, "A prior needs an energy or a score"
+            field_name(prior), offers(prior), {"energy"}, without_law(offers(prior))
         )
     if method is not None:
         raise InvalidArgument(

@@ -53,7 +53,9 @@ class CallableLikelihood:
         hint = (
             "A log-likelihood gives one number a row: sum over the event axes, keep the batch axis"
         )
-        found = unwritten("log_likelihood", lambda y: rejecting(self.of, y, cond, -torch.inf), x)
+        found = unwritten(
+            "log_likelihood", lambda y: rejecting(self.of, y, cond, -torch.inf), x, beside=cond
+        )
         return check_rows("log_likelihood", found, x.shape[:1], hint).to(x.dtype)
 
     def slope(self, x: Tensor, **cond: Tensor) -> tuple[Tensor, Tensor]:
