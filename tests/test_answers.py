@@ -419,3 +419,26 @@ def test_a_network_that_fails_is_told_the_shapes_of_all_that_it_gets(name, shape
     for said in (f"x of shape {(4, *shape)}", "t of shape (4,)", "y of shape (4,)"):
         assert said in note
     assert f"t.reshape({axes}) goes with x" in note
+
+
+def labelled(x, t, label=0.0):
+    return x * 0 + (label if isinstance(label, float) else label[:, None])
+
+
+NULLED = {
+    **NARROW,
+    "from_timesteps": lambda net, shape, **options: stk.from_timesteps(
+        net, torch.linspace(0.9, 0.1, 5), shape, **options
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NULLED)
+def test_whatever_makes_a_field_of_a_network_takes_what_stands_for_no_condition(name):
+    """`u + 2 (c - u)`, for c = 1 and u = .5, is 1.5 of what the network predicts."""
+    field = NULLED[name](labelled, (2,), null={"label": 0.5})
+    x, one = torch.ones(3, 2), torch.ones(3)
+    told = stk.guided(field, 2.0).predict(x, 0.5, label=one)
+    assert torch.equal(told, field.predict(x, 0.5, label=1.5 * one))
+    with pytest.raises(InvalidArgument, match=r"null=\{name: value\} is what"):
+        stk.guided(NULLED[name](labelled, (2,)), 2.0)

@@ -6,8 +6,9 @@ fields can be pickled.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -69,6 +70,7 @@ def from_timesteps(
     predicts: str = "noise",
     *,
     integer: bool = True,
+    null: Mapping[str, Any] | None = None,
     autocast: torch.dtype | None = None,
 ) -> Diffusion:
     """A DDPM-style network on integer timesteps as a `Diffusion` on its own schedule.
@@ -83,6 +85,7 @@ def from_timesteps(
         predicts: What the network predicts: "data", "noise", "score", "velocity" or "v".
         integer: Whether k is int64, rounded to the nearest timestep and never below 0; otherwise it
             is unrounded, in the dtype of x.
+        null: As in `Diffusion`.
         autocast: As in `Energy`.
 
     Returns:
@@ -106,7 +109,7 @@ def from_timesteps(
         )
     user_function("net", net, "net(x, k, **cond)")
     adapted = _OnTimesteps(net, path, integer)
-    return Diffusion(adapted, as_event_shape(event_shape), path, predicts, autocast=autocast)
+    return Diffusion(adapted, as_event_shape(event_shape), path, predicts, null, autocast=autocast)
 
 
 @explained
@@ -116,6 +119,7 @@ def from_sigmas(
     path: GaussianPath | None = None,
     predicts: str = "data",
     *,
+    null: Mapping[str, Any] | None = None,
     autocast: torch.dtype | None = None,
 ) -> Diffusion:
     """A network whose time is the noise level sigma (EDM, NCSN, k-diffusion) as a `Diffusion`.
@@ -125,6 +129,7 @@ def from_sigmas(
         event_shape: The shape of one x.
         path: Variance exploding: `VE(...)`, or `EDM(...)`; None for `EDM()`.
         predicts: What the network predicts: "data" for an EDM denoiser, "score" for an NCSN.
+        null: As in `Diffusion`.
         autocast: As in `Energy`.
 
     Returns:
@@ -144,6 +149,7 @@ def from_sigmas(
         as_event_shape(event_shape),
         path,
         predicts,
+        null,
         autocast=autocast,
     )
 
@@ -156,6 +162,7 @@ def from_reversed_time(
     predicts: str = "velocity",
     base: object = None,
     *,
+    null: Mapping[str, Any] | None = None,
     autocast: torch.dtype | None = None,
 ) -> Diffusion | Velocity:
     """A network whose time s runs from data (s = 0) to noise (s = 1), in this package's t = 1 - s.
@@ -169,6 +176,7 @@ def from_reversed_time(
             `Velocity` from `base`.
         predicts: What the network predicts: "data", "noise", "score", "velocity" or "v".
         base: The law at s = 1, as in `Velocity`; None for N(0, I).
+        null: As in `Diffusion`.
         autocast: As in `Energy`.
 
     Returns:
@@ -186,5 +194,5 @@ def from_reversed_time(
             raise InvalidArgument(
                 "path", path, f"the Gaussian path on which the network predicts {predicts}"
             )
-        return Velocity(adapted, as_event_shape(event_shape), base, autocast=autocast)
-    return Diffusion(adapted, as_event_shape(event_shape), path, predicts, autocast=autocast)
+        return Velocity(adapted, as_event_shape(event_shape), base, null=null, autocast=autocast)
+    return Diffusion(adapted, as_event_shape(event_shape), path, predicts, null, autocast=autocast)

@@ -392,6 +392,7 @@ class Velocity(GaussianPathField):
         event_shape: The shape of one x.
         base: The law at t = 0: None for N(0, I), a `torch.distributions.Distribution`, a field with
             `draw`, or a tensor `(n, *event_shape)` of samples to start from.
+        null: As in `Diffusion`.
         autocast: As in `Energy`.
 
     Raises:
@@ -407,11 +408,13 @@ class Velocity(GaussianPathField):
         event_shape: Sequence[int],
         base: object = None,
         *,
+        null: Mapping[str, Any] | None = None,
         autocast: torch.dtype | None = None,
     ) -> None:
         self.net = _autocast(user_function("net", net, "net(x, t, **cond)"), autocast)
         self.event_shape = as_event_shape(event_shape)
         self.path = Linear() if base is None else None
+        self.null = null
         self.base = (
             standard_normal(self.event_shape) if base is None else as_base(base, self.event_shape)
         )

@@ -135,6 +135,13 @@ METHODS = {
     stk.MMPS: {"iterations": 1},
     stk.DiffPIR: {"prior_weight": 4.0},
 }
+NULLED = {
+    stk.Diffusion: stk.Diffusion,
+    stk.Velocity: stk.Velocity,
+    stk.from_sigmas: stk.from_sigmas,
+    stk.from_reversed_time: stk.from_reversed_time,
+    stk.from_timesteps: lambda net, shape, **o: stk.from_timesteps(net, TABLE, shape, **o),
+}
 FLOW_OPTIONS = {"rtol": 0.3, "atol": 0.3, "max_steps": 2, "method": "bosh3"}
 
 OPTIONS = [
@@ -148,11 +155,14 @@ OPTIONS = [
         lambda **o: rows(stk.Diffusion(timed, (D,), **o)),
         {"path": stk.VE(), "predicts": "data", "autocast": HALF},
     ),
-    (
-        stk.Diffusion,
-        lambda **o: rows(stk.guided(stk.Diffusion(timed, (D,), **o), 2.0), **LABELS),
-        {"null": {"label": -0.5}},
-        {"null": {"label": 0.0}},
+    *(
+        (
+            kind,
+            lambda make=make, **o: rows(stk.guided(make(timed, (D,), **o), 2.0), **LABELS),
+            {"null": {"label": -0.5}},
+            {"null": {"label": 0.0}},
+        )
+        for kind, make in NULLED.items()
     ),
     (stk.Score, lambda **o: stk.Score(NET, (D,), **o).score(X), {"autocast": HALF}),
     (

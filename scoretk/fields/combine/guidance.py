@@ -80,6 +80,10 @@ def guided(
             "unconditional, null",
             (unconditional, null),
             "exactly one of the two, or a field with a `null` of its own",
+            ""
+            if null is not None
+            else "null={name: value} is what the network was trained with for no condition, such as "
+            "null={'label': 10}; null={name: None} leaves the keyword out",
         )
     field, other = in_one_space((field, field if unconditional is None else unconditional))
     for name, one in (("field", field), ("unconditional", other)):
