@@ -410,3 +410,21 @@ def test_one_condition_for_all_chains_is_told_to_be_expanded(shape, sizes):
     with pytest.raises(InvalidArgument) as refused:
         conditions({"y": torch.zeros(7, 3)}, 8)
     assert "expand" not in str(refused.value)
+
+
+def test_a_condition_that_is_no_row_a_chain_is_told_what_it_may_have_been():
+    for given, said in (
+        (3, r"torch\.full\(\(8,\), 3\)"),
+        ([1.0, 2.0], r"torch\.as_tensor"),
+        (torch.zeros(5), r"if it is one condition of 5 numbers: value\.expand\(8, 5\)"),
+        ("a label", "got 'a label'$"),
+    ):
+        with pytest.raises(InvalidArgument, match=said):
+            conditions({"label": given}, 8)
+
+
+def test_one_of_several_rows_is_told_to_be_taken():
+    with pytest.raises(InvalidArgument, match=r"shape \(3,\), .*: x\[0\]"):
+        tensor_like("x", torch.zeros(1, 3), (3,))
+    with pytest.raises(InvalidArgument, match=r"shape \(3,\), got Tensor of shape \(2, 4\)[^:]*$"):
+        tensor_like("x", torch.zeros(2, 4), (3,))

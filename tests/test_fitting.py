@@ -538,3 +538,45 @@ def test_the_last_step_is_evaluated_also_where_evaluations_are_at_others():
     recipe = Recipe(7, batch=4, evaluations=3, held_out=0.0)
     done = fit(net, lambda x, _: net(x).square().sum(1), rows(), recipe, seed=0)
     assert [p.step for p in done.history] == [2, 4, 6, 7]
+
+
+def small():
+    """A module to fit, made without the global generator."""
+    with torch.random.fork_rng():
+        return nn.Linear(2, 1)
+
+
+ROWS = torch.zeros(20, 2)
+NOT_ONE_ARRAY = {
+    "a pair": (ROWS, torch.arange(20)),
+    "a list": [ROWS, ROWS],
+    "a data set": torch.utils.data.TensorDataset(ROWS),
+    "a loader": torch.utils.data.DataLoader(torch.utils.data.TensorDataset(ROWS)),
+    "nothing": None,
+}
+NO_LOSS = {
+    "a number": 3,
+    "of rows alone": lambda rows: rows.sum(),
+    "a class": nn.MSELoss,
+    "of a player": [Player("one", small(), lambda rows: rows.sum())],
+}
+
+
+@pytest.mark.parametrize("name", NOT_ONE_ARRAY)
+def test_data_that_are_no_single_array_are_told_how_labels_go_along(name):
+    with pytest.raises(stk.InvalidArgument, match=r"^data: .*y\[rows\.long\(\)\]"):
+        fit(small(), lambda rows, generator: rows.sum(), NOT_ONE_ARRAY[name], Recipe(1))
+
+
+@pytest.mark.parametrize("name", NO_LOSS)
+def test_a_loss_is_a_function_of_rows_and_a_generator(name):
+    with pytest.raises(stk.InvalidArgument, match=r"^loss: .*loss\(rows, generator\)"):
+        fit(small(), NO_LOSS[name], ROWS, Recipe(1, held_out=0.0))
+
+
+def test_a_fit_is_shown_in_a_line_without_its_weights():
+    net = small()
+    done = fit(net, lambda rows, generator: net(rows).square().sum(), ROWS, Recipe(2))
+    assert repr(done).startswith("Fit(weights of 2 tensors after step ")
+    assert "held-out" in repr(done)
+    assert len(repr(done)) < 120

@@ -32,6 +32,8 @@ def test_the_page_runs(capsys):
     assert spread(torch.randn(500, 2, generator=torch.Generator().manual_seed(0))) > 0.4
     assert spread(names["draws"].final) < 0.2
     assert spread(names["own"].final) < 0.2
+    assert spread(names["half"].final) < 0.3
+    assert float((names["half"].final[:, 0] > 0).float().mean()) > 0.9
     told = capsys.readouterr().out
     assert "step 20 of 400  loss" in told
     for number in ("held-out", "gradient", "energy_gap", "accept", "buffer_age", "failed 0"):

@@ -822,3 +822,14 @@ def test_the_entropy_of_nearest_neighbours(d):
     torch.testing.assert_close(slope, d * off / off.square().sum(1, keepdim=True))
     with pytest.raises(stk.InvalidArgument, match="others"):
         nearest_neighbour_entropy(y, draws[0][:0])
+
+
+def test_what_is_no_law_or_no_function_is_told_what_is_meant():
+    x, noise = torch.zeros(4, 2), torch.zeros(1, 4, 2)
+    normal = td.Independent(td.Normal(torch.zeros(4, 2), 1.0), 1)
+    for loss in (log_weights, negative_elbo, negative_iwae):
+        with pytest.raises(stk.InvalidArgument, match=r"^posterior: .* encoder\(x\)"):
+            loss(x, lambda rows: normal, lambda z: normal, normal, noise)
+    for density in (normal, stk.from_distribution(td.MultivariateNormal(x[0], torch.eye(2)))):
+        with pytest.raises(stk.InvalidArgument, match=rf"{type(density).__name__}\.log_prob$"):
+            negative_log_likelihood(density, x)

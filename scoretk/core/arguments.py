@@ -187,13 +187,18 @@ def conditions(value: Any, rows: int | None = None) -> dict[str, Tensor]:
 
 def _shared(given: Any, rows: int | None) -> str:
     """How one row becomes the same for all chains; "" where it is not one row."""
-    if not isinstance(given, Tensor) or rows is None:
+    if rows is None:
         return ""
+    if isinstance(given, int | float):
+        return f"One for all chains: torch.full(({rows},), {given})"
+    if not isinstance(given, Tensor):
+        return "Such as torch.as_tensor(value)" if isinstance(given, list | tuple) else ""
     one = given.shape[:1] == (1,)
     if given.ndim > 1 and not one:
         return ""
     sizes = ", ".join(map(str, (rows, *given.shape[one:])))
-    return f"One for all chains: value.expand({sizes})"
+    of = "" if one or not given.ndim else f", if it is one condition of {len(given)} numbers"
+    return f"One for all chains{of}: value.expand({sizes})"
 
 
 def real(value: Any) -> float | None:
@@ -380,7 +385,13 @@ def tensor_like(name: str, value: Any, shape: tuple[int | None, ...]) -> Tensor:
     )
     if not fits:
         wanted = ", ".join("any" if s is None else str(s) for s in shape)
-        raise InvalidArgument(name, value, f"shape ({wanted})")
+        one = shape and shape[0] is not None and tensor.shape == (1, *shape)
+        raise InvalidArgument(
+            name,
+            value,
+            f"shape ({wanted}{',' * (len(shape) == 1)})",
+            f"One of its rows: {name}[0]" if one else "",
+        )
     if tensor.is_complex() or tensor.dtype is torch.bool:
         raise InvalidArgument(name, value, "real numbers")
     if not tensor.is_floating_point():

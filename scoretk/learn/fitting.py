@@ -98,7 +98,7 @@ def fit(
             step and the last good averaged weights, which the module is left with.
         CheckpointError: Where the checkpoint is damaged or another run's.
     """
-    players = [Player("", module, loss)] if callable(loss) else list(loss)
+    players = list(loss) if isinstance(loss, Sequence) else [Player("", module, loss)]
     run = Training(module, players, data, recipe, seed, evaluate, state, held_out)
     _warn_of_pixels(data)
     file = None if checkpoint is None else checkpoint_file(checkpoint)

@@ -69,6 +69,11 @@ def negative_log_likelihood(log_prob: Callable[[Tensor], Tensor], x: Tensor) -> 
     Raises:
         InvalidArgument: Where `log_prob` does not give one number a row.
     """
+    if not callable(log_prob):
+        way = (
+            f"Its own: {type(log_prob).__name__}.log_prob" if hasattr(log_prob, "log_prob") else ""
+        )
+        raise InvalidArgument("log_prob", log_prob, "a callable log_prob(x)", way)
     return -check_rows("log_prob", log_prob(x), x.shape[:1], "A log density gives one number a row")
 
 
@@ -199,6 +204,9 @@ def negative_iwae(
 
 
 def _latents(x: Tensor, posterior: td.Distribution, noise: Tensor) -> Tensor:
+    if not isinstance(posterior, td.Distribution):
+        way = "It is that of x: encoder(x)" if callable(posterior) else ""
+        raise InvalidArgument("posterior", posterior, "a torch distribution of latents", way)
     if posterior.batch_shape != x.shape[:1]:
         raise InvalidArgument(
             "posterior", tuple(posterior.batch_shape), f"the batch shape ({len(x)},)", HINT

@@ -157,3 +157,7 @@ class Fit:
     weights: dict[str, Tensor]
     step: int
     history: list[Progress] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        last = f", {self.history[-1]}" if self.history else ""
+        return f"Fit(weights of {len(self.weights)} tensors after step {self.step}{last})"

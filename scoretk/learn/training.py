@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
 from scoretk.core.anatomy import learning
-from scoretk.core.arguments import count, tensor_like
+from scoretk.core.arguments import count, function, tensor_like
 from scoretk.core.arrays import aligned
 from scoretk.core.devices import sent
 from scoretk.core.identity import Identity, stable_text, tensor_digest
@@ -55,12 +55,14 @@ class Training:
             count("seed", seed),
         )
         self.measure = players[0].loss if evaluate is None and len(players) == 1 else evaluate
+        for player in players:
+            function("loss", player.loss, "loss(rows, generator)")
         share = recipe.held_out if held_out is None else len(held_out)
         if not players or (self.measure is None and share):
             raise InvalidArgument(
                 "evaluate", evaluate, "what to measure on held-out rows, or held_out=0, for a game"
             )
-        rows = tensor_like("data", data, (None, *data.shape[1:]))
+        rows = tensor_like("data", data, (None, *_one_array(data).shape[1:]))
         self.generator = torch.Generator().manual_seed(self.seed)
         self.train, self.held_out = _split(
             rows, recipe.held_out if held_out is None else 0.0, self.generator
@@ -305,6 +307,24 @@ def _number(moment: dict[str, Any], name: str) -> int:
     if not is_count(moment[name]):
         raise ValueError(f"{name} cannot be {moment[name]!r:.80}")
     return moment[name]
+
+
+def _one_array(data: Any) -> Any:
+    """The data, if they are one array.
+
+    Raises:
+        InvalidArgument: They are several, a data set or a loader.
+    """
+    if hasattr(data, "shape"):
+        return data
+    raise InvalidArgument(
+        "data",
+        type(data),
+        "rows in one tensor, (n, *event_shape)",
+        "What goes with them, such as labels, is found by the rows' numbers: "
+        "fit(module, loss, torch.arange(n), recipe), whose loss takes x[rows.long()] and "
+        "y[rows.long()]. Of a TensorDataset: its tensors",
+    )
 
 
 def _split(rows: Tensor, share: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
