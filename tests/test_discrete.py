@@ -643,3 +643,17 @@ def test_a_class_of_ones_own_has_a_start_and_all_its_moves(name, move):
     pairs = (draws.x[..., 1:] * draws.x[..., :-1]).mean((1, 2))
     assert_mean(pairs, math.tanh(0.7))
     assert set(draws.x.unique().tolist()) == {-1.0, 1.0}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_states_of_a_network_are_enumerated_in_its_dtype(dtype):
+    """Of three independent sites, whose log odds are twice the weights."""
+    net = torch.nn.Linear(3, 1, bias=False, dtype=dtype, device="meta").to_empty(device="cpu")
+    weights = torch.tensor([0.3, -0.2, 0.9], dtype=dtype)
+    net.load_state_dict({"weight": weights[None]})
+    field = Discrete(stk.Energy(lambda x: -net(x).squeeze(1), (3,)), (-1.0, 1.0))
+    x = torch.tensor([[1.0, -1.0, 1.0], [-1.0, -1.0, 1.0]])
+    expected = -torch.nn.functional.softplus(-2 * weights * x.to(dtype)).sum(1)
+    assert torch.allclose(stk.log_prob(field, x).value, expected, atol=1e-6)
+    drawn = field.draw(4000, stk.Noise(0, 4000)).to(torch.float64)
+    assert_mean(drawn, torch.tanh(weights))

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scoretk.core.anatomy import network_dtype
 from scoretk.core.streams import Stream
 from scoretk.errors import MissingCapability
 from scoretk.fields.foreign import no_field
@@ -119,10 +120,14 @@ class DiscreteField:
 
     @torch.no_grad()
     def _log_weights(self) -> Tensor:
-        """`-E` of all states in the order of their numbers, in float64 on the CPU."""
+        """`-E` of all states in the order of their numbers, in float64 on the CPU.
+
+        They are asked in the dtype of the field's networks, where it has any.
+        """
         sites, k = layout(self.states, self.event_shape)
         parts = torch.arange(k**sites).split(CHUNK)
-        return torch.cat([-self.energy(self._numbered(part, torch.float64)) for part in parts])
+        dtype = network_dtype(self) or torch.float64
+        return torch.cat([-self.energy(self._numbered(part, dtype)).double() for part in parts])
 
 
 @dataclass(frozen=True, eq=False)
