@@ -430,3 +430,14 @@ def test_where_no_chain_starts_the_energy_is_to_be_checked_and_no_step_size():
     moved = torch.tensor([int(Status.NONFINITE), 0]), torch.tensor([3, -1])
     (later,) = verdict.failures(*moved, Sampler("MALA(step_size=0.1)"))
     assert "step_size" in later.fix
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_a_value_that_draws_pile_up_at_has_no_sign_where_it_is_zero(sign):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(16, 200, 1, generator=generator).clamp(min=0.0)
+    x = torch.where(x == 0, sign * 0.0, x)
+    status = torch.zeros(16, dtype=torch.int64)
+    draws = stk.Draws(x=x, final=x[:, -1], status=status, failed_at=status - 1, stats={})
+    (told,) = [f for f in draws.summary().findings if f.kind == "clamp"]
+    assert "lead to exactly 0 in" in str(told)

@@ -690,7 +690,7 @@ def _values(own: Chains, sampler: Sampler) -> Iterator[Finding]:
         worst = int(np.where(found, share, 0).argmax())
         clamp = "a clamp (box) of the solver" if "box" in sampler.settings else "a clamp"
         yield Finding(
-            f"{share[worst]:.1%} of the moves lead to exactly {value[worst]:.6g} in "
+            f"{share[worst]:.1%} of the moves lead to exactly {value[worst] + 0.0:.6g} in "
             f"{listed(own.names, found, worst)}",
             f"{clamp}, or the edge of what the dtype resolves, beyond which mass is lost. Use "
             f"float64, or other coordinates",
