@@ -7,6 +7,7 @@ listing plugins or importing the package needs no torch.
 
 import ast
 import sys
+from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
 
@@ -30,13 +31,24 @@ sys.meta_path.insert(0, Moved())
 
 def __getattr__(name: str) -> object:
     if name not in _HOME:
-        raise AttributeError(f"module 'scoretk' has no attribute {name!r}")
+        raise AttributeError(f"module 'scoretk' has no attribute {name!r}{_meant(name)}")
     home = _HOME[name]
     value = (
         import_module(f"{home}.{name}") if name in _MODULES else getattr(import_module(home), name)
     )
     globals()[name] = value
     return value
+
+
+def _meant(name: str) -> str:
+    """Which name may have been meant: one of a public module, or one that is spelt alike."""
+    for room in ("learn", "diagnostics"):
+        source = Path(__file__).parent.joinpath(room, "__init__.py").read_text(encoding="utf-8")
+        if f'"{name}",' in source:
+            return f": it is scoretk.{room}.{name}"
+    plain = {known.lower(): known for known in _HOME}
+    near = get_close_matches(name.lower(), plain, n=1, cutoff=0.75)
+    return f". Did you mean {plain[near[0]]!r}?" if near else ""
 
 
 def __dir__() -> list[str]:

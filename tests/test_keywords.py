@@ -178,3 +178,19 @@ def test_warnings_point_at_the_users_line():
     with pytest.warns(UserWarning, match="slow here, though exact") as deep:
         stk.sample(energy, stk.MALA(0.1), chains=16, steps=60, progress=False)
     assert [w.filename for w in (*outdated, *deep)] == [__file__] * 2
+
+
+MISSPELT = {
+    "Mala": r"mean 'MALA'\?",
+    "sampl": r"mean 'sample'\?",
+    "ProbabilityFlows": r"mean 'ProbabilityFlow'\?",
+    "fit": r": it is scoretk\.learn\.fit$",
+    "rhat": r": it is scoretk\.diagnostics\.rhat$",
+    "zzzzz": r"no attribute 'zzzzz'$",
+}
+
+
+@pytest.mark.parametrize("name", MISSPELT)
+def test_a_name_that_is_not_here_is_told_where_it_is_or_how_it_is_spelt(name):
+    with pytest.raises(AttributeError, match=MISSPELT[name]):
+        getattr(stk, name)

@@ -281,3 +281,16 @@ def test_draws_of_no_chain_are_empty_or_refused():
             judge(none.x)
     with pytest.raises(stk.InvalidArgument, match="well"):
         none.plot()
+
+
+@pytest.mark.parametrize("name", ["rhat", "ess", "mcse"])
+def test_measures_take_what_sample_returned(name):
+    measure = getattr(stk.diagnostics, name)
+    field = stk.Energy(lambda x: x.square().sum(1) / 2, (2,))
+    draws = stk.sample(field, stk.MALA(0.5), chains=8, steps=20)
+    assert torch.equal(measure(draws), measure(draws.x))
+    moments = stk.sample(field, stk.MALA(0.5), chains=8, steps=20, keep="moments")
+    with pytest.raises(stk.InvalidArgument, match="keep='all'"):
+        measure(moments)
+    with pytest.raises(stk.InvalidArgument, match=r"Of draws: init=draws\.final"):
+        stk.sample(field, init=draws)

@@ -320,9 +320,8 @@ def numbers(name: str, value: Any) -> Tensor:
     try:
         tensor = torch.as_tensor(value)
     except UNREADABLE as error:
-        raise InvalidArgument(
-            name, value, "a tensor or something that becomes one", str(error)
-        ) from error
+        way = f"Of draws: {name}=draws.final" if hasattr(value, "final") else str(error)
+        raise InvalidArgument(name, value, "a tensor or something that becomes one", way) from error
     if (
         tensor.layout is not torch.strided
         or tensor.is_nested

@@ -36,11 +36,12 @@ CHUNK = 1 << 22
 
 
 @explained
-def ess(x: Tensor | Readable, method: str = "bulk") -> Tensor:
+def ess(x: Tensor | Readable | HasMoments, method: str = "bulk") -> Tensor:
     """Effective sample size of each coordinate.
 
     Args:
-        x: Draws, `(chains, draws, *event_shape)`, at least four of each chain.
+        x: Draws, `(chains, draws, *event_shape)`, at least four of each chain; or what `sample`
+            returned, where draws are kept.
         method: "bulk" (of normal scores), "tail" (of the 5 % and the 95 % quantile, the fewer),
             "mean" or "sd".
 
@@ -63,11 +64,12 @@ def ess(x: Tensor | Readable, method: str = "bulk") -> Tensor:
 
 
 @explained
-def rhat(x: Tensor | Readable) -> Tensor:
+def rhat(x: Tensor | Readable | HasMoments) -> Tensor:
     """Rank-normalised split R-hat of each coordinate: the larger of the plain and the folded one.
 
     Args:
-        x: Draws, `(chains, draws, *event_shape)`, at least four of each chain.
+        x: Draws, `(chains, draws, *event_shape)`, at least four of each chain; or what `sample`
+            returned, where draws are kept.
 
     Returns:
         `event_shape`, float64.
@@ -133,11 +135,12 @@ def _by_entry(value: Tensor) -> Any:
 
 
 @explained
-def mcse(x: Tensor | Readable, of: str = "mean") -> Tensor:
+def mcse(x: Tensor | Readable | HasMoments, of: str = "mean") -> Tensor:
     """Monte-Carlo standard error of each coordinate's mean or standard deviation.
 
     Args:
-        x: Draws, `(chains, draws, *event_shape)`, at least four of each chain.
+        x: Draws, `(chains, draws, *event_shape)`, at least four of each chain; or what `sample`
+            returned, where draws are kept.
         of: "mean" or "sd".
 
     Returns:
@@ -174,8 +177,11 @@ class Readable(Protocol):
     def entries(self, some: slice) -> Tensor: ...
 
 
-def _each(x: Tensor | Readable, measure: Callable[[Any], Any], least: int = 4) -> Tensor:
+def _each(given: object, measure: Callable[[Any], Any], least: int = 4) -> Tensor:
     """The measure, of arrays `(d, chains, draws)`, of all coordinates, a few at a time."""
+    x: Any = given
+    if not isinstance(given, Tensor | Readable) and isinstance(given, HasMoments):
+        x = x.x  # which says so where moments alone are kept
     known = isinstance(x, Tensor | Readable) and len(x.shape) >= 2
     if not known or x.shape[0] == 0 or x.shape[1] < least:
         expected = (
