@@ -90,6 +90,10 @@ FOREIGN: dict[str, Foreign] = {
         sde="ddim",
         advice=_NOISY.format("ddim"),
     ),
+    **_meant(
+        "euler maruyama",
+        advice="It has noise. The nearest is ReverseSDE('euler'), which keeps the scale of x",
+    ),
     **_meant("ddpm, ancestral", sde="ancestral", advice=_NOISY.format("ancestral")),
     **_meant(
         "dpm++ 2m sde, sde-dpmsolver++",
