@@ -1070,3 +1070,9 @@ def test_gradients_pass_through_a_callable_likelihood():
     assert torch.autograd.gradcheck(
         lambda a, b: field.denoise(a, 0.4, y=b), (x, y), atol=1e-4, rtol=1e-3
     )
+
+
+def test_priors_by_name_are_told_to_be_one_energy():
+    priors = {"mu": torch.distributions.Normal(0.0, 1.0)}
+    with pytest.raises(stk.InvalidArgument, match=r"^prior: .* one energy: scoretk\.Energy"):
+        stk.posterior(priors, lambda mu: -mu)

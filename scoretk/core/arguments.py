@@ -384,7 +384,7 @@ def tensor_like(name: str, value: Any, shape: tuple[int | None, ...]) -> Tensor:
     )
     if not fits:
         wanted = ", ".join("any" if s is None else str(s) for s in shape)
-        one = shape and shape[0] is not None and tensor.shape == (1, *shape)
+        one = tensor.ndim > len(shape) and tensor.shape[1:] == shape
         raise InvalidArgument(
             name,
             value,

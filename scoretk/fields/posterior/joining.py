@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from scoretk.core.arguments import names, option
@@ -84,6 +84,10 @@ def posterior(
             "prior",
             prior,
             "a field, such as scoretk.Energy(fn, event_shape) or scoretk.Diffusion(...)",
+            "Priors by name are one energy: scoretk.Energy(fn, variables={'mu': (), 'tau': "
+            "constraints.positive}), fn(mu, tau) minus the sum of their log densities"
+            if isinstance(prior, Mapping)
+            else "",
         )
     taken = names("measured", measured)
     likelihood = likelihood if is_field(likelihood) else of_some(likelihood, prior)
