@@ -1,6 +1,7 @@
 """Jumps of coordinates to where a pilot's chains were: they leave every law as it is, and find regions again."""
 
 import math
+from functools import cache
 from itertools import pairwise
 
 import pytest
@@ -9,6 +10,8 @@ import torch
 import scoretk as stk
 from scoretk.core.streams import Stream
 from scoretk.fields.resolve import resolve
+from scoretk.inference import partition
+from scoretk.inference.partition import JUMPS
 from scoretk.solvers.importance import Ladder
 from scoretk.solvers.parts import jumps
 from scoretk.solvers.parts.jumps import INTERVALS, jump, quantiles_of
@@ -190,3 +193,27 @@ def test_a_ladder_is_named_by_where_its_jumps_lead():
     }
     assert len(names) == 4
     assert jumps.energies_of_jumps(0) == 0
+
+
+def wells(dim):
+    """A law of two far wells in each coordinate, which no kernel of small steps goes between."""
+    return stk.Energy(lambda x: 4 * (x.square() - 4).square().sum(1), (dim,))
+
+
+@pytest.mark.filterwarnings("ignore:log_partition")
+@pytest.mark.parametrize(
+    ("field", "by_default", "otherwise"),
+    [(wells(2), JUMPS, 0), (stk.load("gaussian", dim=2), 0, JUMPS)],
+    ids=["far wells", "one region"],
+)
+def test_chains_jump_where_those_of_the_short_run_stay(field, by_default, otherwise, monkeypatch):
+    """By default, with the noise of a run that is asked to."""
+    monkeypatch.setattr(partition, "_look", cache(partition._look))
+    run = {"chains": 16, "levels": 2, "pilot": 16, "progress": False}
+    found, same, other = (
+        stk.log_partition(field, **run, **given)
+        for given in ({}, {"jumps": by_default}, {"jumps": otherwise})
+    )
+    assert torch.equal(found.value, same.value)
+    assert found.cost == same.cost
+    assert not torch.equal(found.value, other.value)

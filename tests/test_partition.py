@@ -14,9 +14,11 @@ from torch import distributions as td
 import scoretk as stk
 from scoretk.fields import NormalBase
 from scoretk.inference.partition import (
+    LOOK_STEPS,
     MOST_MOVES,
     Population,
     _families,
+    _fitted,
     _log_mean,
     _moving,
     _variance,
@@ -303,6 +305,30 @@ def test_regions_without_density_weigh_nothing_and_are_no_failure():
     wide = stk.log_partition(Semicircle(), NormalBase((1,), 3.0), seed=1)
     assert wide.status == stk.Status.OK
     assert abs(z_score(wide, math.log(math.pi / 2))) < z_limit(1)
+
+
+@pytest.mark.parametrize("dim", [1, 3, 24, 100, 1600])
+def test_a_base_is_wider_than_the_field_and_not_by_levels_without_end(dim):
+    """What it is wider by takes levels like `d log^2`, in the run back to the field's own width."""
+    x = NormalBase((dim,)).draw(8, stk.Noise(3, 8))
+    look = mock.Mock(x=x[:, None].repeat(1, LOOK_STEPS, 1), ok=torch.ones(8, dtype=torch.bool))
+    law = _fitted(stk.load("gaussian", dim=2), look).distribution.base_dist
+    assert torch.allclose(law.loc, x.double().mean(0))
+    wider = law.scale / look.x.double().flatten(0, 1).std(0)
+    assert torch.allclose(wider, wider[:1].expand(dim))
+    assert 1 < float(wider[0]) <= 1.5
+    assert dim * math.log(float(wider[0])) ** 2 <= 4.001
+    if dim < 24:
+        assert float(wider[0]) == pytest.approx(1.5)
+
+
+@pytest.mark.thorough
+def test_the_levels_of_a_normal_do_not_grow_with_its_coordinates():
+    levels = []
+    for dim in (9, 144):
+        found = stk.log_partition(stk.load("gaussian", dim=dim), method="smc", progress=False)
+        levels.append(int(re.search(r"(\d+) levels", found.method)[1]))
+    assert levels[1] <= 2 * levels[0]
 
 
 @pytest.mark.thorough

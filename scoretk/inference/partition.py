@@ -89,7 +89,10 @@ EXACT = 1e-3
 before.
 """
 FIRST_STEP = 0.3
-WIDER = 1.5
+WIDER, WIDENING = 1.5, 2.0
+"""How much wider a base is than a short run, at most; and sqrt(d) times the most of its logarithm for d
+coordinates: the levels on the way back to the field's own width grow like the square of that.
+"""
 LOOK_CHAINS, LOOK_STEPS, LOOK_WARMUP, LOOK_LEAPFROGS = 64, 100, 200, 32
 """The settings of the short run whose moments make the base; its trajectories are short."""
 TARGET_ACCEPT = 0.8
@@ -102,6 +105,8 @@ ISLAND = 256
 FALSE_ALARM = 1e-4
 """The rate of false alarms of the check against a Hamiltonian run."""
 STUCK = 2.0
+JUMPS = 3
+"""How many jumps there are by default where chains stay in regions."""
 QUARTILES = 1.349
 """The distance between a standard normal's quartiles."""
 
@@ -167,7 +172,7 @@ def log_partition(
     levels: int | None = None,
     kernel: Steps | str | None = None,
     moves: int = 1,
-    jumps: int = 0,
+    jumps: int | None = None,
     island: int | None = None,
     pilot: int = 256,
     check: bool = True,
@@ -184,7 +189,8 @@ def log_partition(
         base: Where the annealing begins: a static field with `energy` and `draw`, or a torch
             distribution; for a constrained field a law of free space, or a distribution with the
             same support. By default a Gaussian with the means of a short run of `ChEES` and 1.5
-            times its standard deviations; for discrete states the uniform law. Where it has
+            times its standard deviations, of more than 24 coordinates less than that; for discrete
+            states the uniform law. Where it has
             `log_prob` its own log Z is known and added; where not, the value is `log Z - log
             Z_base`.
         method: "ais" (annealed importance sampling) or "smc" (sequential Monte Carlo).
@@ -199,8 +205,9 @@ def log_partition(
             they decorrelate slowly there are up to 20.
         jumps: How many jumps of coordinates there are at each level after the kernel's steps, to where
             chains of the pilot were, coordinate by coordinate; they take an energy each, and one more. A few find
-            regions again that no kernel goes between, where coordinates hang together little; not
-            for discrete states.
+            regions again that no kernel goes between, where coordinates hang together little. By
+            default 3 where the chains of the short run stay in regions that they began in, else
+            none; not for discrete states.
         island: How many chains are resampled together; by default 256, or all where they are fewer.
         pilot: How many chains find the ladder.
         check: Whether the weighted draws are compared with a short tuned Hamiltonian run, where
@@ -224,7 +231,7 @@ def log_partition(
     option("method", method, ("ais", "smc"))
     chains, pilot = count("chains", chains, least=2), count("pilot", pilot, least=16)
     moves, check = count("moves", moves, least=1), flag("check", check)
-    jumps = count("jumps", jumps, least=0)
+    jumps = None if jumps is None else count("jumps", jumps, least=0)
     if jumps and states_of(field) is not None:
         raise InvalidArgument("jumps", jumps, "0 for discrete states")
     levels = None if levels is None else count("levels", levels, least=1)
@@ -239,6 +246,8 @@ def log_partition(
         if states_of(field) is not None or (base is not None and not check)
         else _look(field, seed, device, dtype)
     )
+    if jumps is None:
+        jumps = JUMPS if look is not None and _stay(look) else 0
     start = _base(field, base, look)
     inner = _default_kernel(field, start) if given is None else given
     if traits(inner).step_size is None:
@@ -390,14 +399,12 @@ def _look(field: Any, seed: int, device: Any, dtype: Any) -> Draws:
 
 
 def _fitted(field: Any, look: Draws) -> Any:
-    """A Gaussian with the means of the short run and `WIDER` times its standard deviations.
-
-    N(0, I) where that run fails.
-    """
+    """A Gaussian with the means of the short run, somewhat wider; N(0, I) where that run fails."""
     x = rearrange(wide(look.x[look.ok]), "chains draws ... -> (chains draws) ...")
     if len(x) < LOOK_STEPS:
         return plain_base(field)
-    spread = (WIDER * x.std(0)).clamp(min=torch.finfo(torch.float32).tiny)
+    wider = min(WIDER, math.exp(WIDENING / math.sqrt(x[0].numel())))
+    spread = (wider * x.std(0)).clamp(min=torch.finfo(torch.float32).tiny)
     law = Independent(Normal(x.mean(0), spread), x.ndim - 1)
     return from_distribution(law)
 
@@ -407,35 +414,55 @@ def _disagreement(look: Draws, draws: Draws, log_weight: Tensor) -> float:
 
     Above 1 they are of two laws. Compared are the means of each coordinate u, in units of its
     quartiles and clamped at 3 so that no tail decides, and of u^2, where the chains of the short
-    run agree among themselves in both (R-hat below 2): where they stay in the regions that they
-    began in, how often each is met says nothing, and the square has a share in that. A region that
-    the annealed chains never find cannot be seen in their weights, but here.
+    run agree among themselves in both: where they stay in the regions that they began in, how often
+    each is met says nothing, and the square has a share in that. A region that the annealed chains
+    never find cannot be seen in their weights, but here.
     """
-    known = wide(look.x[look.ok])
-    ours = rearrange(wide(draws.final), "chains ... -> chains (...)")
-    theirs = rearrange(known, "chains draws ... -> chains draws (...)")
-    if len(theirs) < 2:
+    known = look.x[look.ok]
+    if len(known) < 2:
         return 0.0
-    low, centre, high = torch.quantile(
-        rearrange(theirs, "chains draws d -> (chains draws) d"),
-        theirs.new_tensor([0.25, 0.5, 0.75]),
-        0,
-    )
-    unit = ((high - low) / QUARTILES).clamp(min=torch.finfo(theirs.dtype).tiny)
-    u, v = (((x - centre) / unit).clamp(-3, 3) for x in (ours, theirs))
-    ours, theirs = torch.cat([u, u.square()], -1), torch.cat([v, v.square()], -1)
+    ours, theirs = _in_quartiles(draws.final[:, None], known)[:, 0], _in_quartiles(known, known)
     chains = theirs.mean(1)
-    between, within = chains.var(0), theirs.var(1).mean(0)
     weight = torch.softmax(log_weight, 0)[:, None]
     mean = (weight * ours).sum(0)
     family = torch.zeros_like(ours).index_add_(
         0, draws.stats["ancestor"][:, -1], weight * (ours - mean)
     )
-    z = (chains.mean(0) - mean) / (between / len(chains) + family.square().sum(0)).sqrt()
-    mixed = (between < within * (STUCK**2 - 1)).unflatten(0, (2, -1)).all(0).repeat(2)
-    judged = z[mixed & z.isfinite()]
+    z = (chains.mean(0) - mean) / (chains.var(0) / len(chains) + family.square().sum(0)).sqrt()
+    judged = z[_agreeing(theirs) & z.isfinite()]
     limit = NormalDist().inv_cdf(1 - FALSE_ALARM / (2 * max(len(judged), 1)))
     return float(judged.abs().max()) / limit if len(judged) else 0.0
+
+
+def _in_quartiles(x: Tensor, known: Tensor) -> Tensor:
+    """Each coordinate u in units of the quartiles of known draws, clamped at 3, then all u^2.
+
+    `(chains, draws, *event_shape) -> (chains, draws, 2 d)`.
+    """
+    x, known = (
+        rearrange(wide(part), "chains draws ... -> chains draws (...)") for part in (x, known)
+    )
+    low, centre, high = torch.quantile(
+        rearrange(known, "chains draws d -> (chains draws) d"),
+        known.new_tensor([0.25, 0.5, 0.75]),
+        0,
+    )
+    unit = ((high - low) / QUARTILES).clamp(min=torch.finfo(known.dtype).tiny)
+    u = ((x - centre) / unit).clamp(-3, 3)
+    return torch.cat([u, u.square()], -1)
+
+
+def _agreeing(values: Tensor) -> Tensor:
+    """Of which coordinates chains agree in both u and u^2 (R-hat below 2), `(2 d,)` of bool."""
+    between, within = values.mean(1).var(0), values.var(1).mean(0)
+    agree: Tensor = (between < within * (STUCK**2 - 1)).unflatten(0, (2, -1)).all(0)
+    return agree.repeat(2)
+
+
+def _stay(look: Draws) -> bool:
+    """Whether the chains of the short run stay in regions that they began in."""
+    known = look.x[look.ok]
+    return len(known) > 1 and not bool(_agreeing(_in_quartiles(known, known)).all())
 
 
 def _default_kernel(field: Any, base: Any) -> Any:
