@@ -312,7 +312,7 @@ def test_a_base_is_wider_than_the_field_and_not_by_levels_without_end(dim):
     """What it is wider by takes levels like `d log^2`, in the run back to the field's own width."""
     x = NormalBase((dim,)).draw(8, stk.Noise(3, 8))
     look = mock.Mock(x=x[:, None].repeat(1, LOOK_STEPS, 1), ok=torch.ones(8, dtype=torch.bool))
-    law = _fitted(stk.load("gaussian", dim=2), look).distribution.base_dist
+    law = _fitted(look).base_dist
     assert torch.allclose(law.loc, x.double().mean(0))
     wider = law.scale / look.x.double().flatten(0, 1).std(0)
     assert torch.allclose(wider, wider[:1].expand(dim))

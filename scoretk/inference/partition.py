@@ -73,7 +73,7 @@ from scoretk.solvers.importance import (
 from scoretk.solvers.parts.jumps import energies_of_jumps, jump, quantiles_of
 from scoretk.solvers.parts.nested import NestedNoise, as_kernel, with_step_size
 
-__all__ = ["Normalised", "Population", "find_ladder", "log_evidence", "log_partition"]
+__all__ = ["Found", "Normalised", "Population", "find_ladder", "log_evidence", "log_partition"]
 
 SHARE = 0.9
 SPREAD = 0.5
@@ -92,6 +92,10 @@ FIRST_STEP = 0.3
 WIDER, WIDENING = 1.5, 2.0
 """How much wider a base is than a short run, at most; and sqrt(d) times the most of its logarithm for d
 coordinates: the levels on the way back to the field's own width grow like the square of that.
+"""
+BEYOND, REFITS = 1.5, 4
+"""By how much of its spread the pilot's chains are beyond a base that is made anew about them, and how
+often at most.
 """
 LOOK_CHAINS, LOOK_STEPS, LOOK_WARMUP, LOOK_LEAPFROGS = 64, 100, 200, 32
 """The settings of the short run whose moments make the base; its trajectories are short."""
@@ -189,8 +193,9 @@ def log_partition(
         base: Where the annealing begins: a static field with `energy` and `draw`, or a torch
             distribution; for a constrained field a law of free space, or a distribution with the
             same support. By default a Gaussian with the means of a short run of `ChEES` and 1.5
-            times its standard deviations, of more than 24 coordinates less than that; for discrete
-            states the uniform law. Where it has
+            times its standard deviations, of more than 24 coordinates less than that, and again of the
+            pilot's chains where these come to regions far beyond; for discrete states the uniform
+            law. Where it has
             `log_prob` its own log Z is known and added; where not, the value is `log Z - log
             Z_base`.
         method: "ais" (annealed importance sampling) or "smc" (sequential Monte Carlo).
@@ -246,25 +251,37 @@ def log_partition(
         if states_of(field) is not None or (base is not None and not check)
         else _look(field, seed, device, dtype)
     )
-    if jumps is None:
-        jumps = JUMPS if look is not None and _stay(look) else 0
-    start = _base(field, base, look)
+    usual = JUMPS if look is not None and _stay(look) else 0
+    law = _fitted(look) if look is not None and base is None else None
+    start = _base(field, base) if law is None else from_distribution(law)
     inner = _default_kernel(field, start) if given is None else given
     if traits(inner).step_size is None:
         inner = with_step_size(inner, FIRST_STEP)  # the pilot tunes it
     check_settled("kernel", inner)  # before the pilot spends anything
     resolve(field, inner.needs, timed=False)
     population = Population(pilot, derive(seed, 1), device, dtype)
-    ladder, spent = find_ladder(
-        field,
-        start,
-        inner,
-        population,
-        moves=moves,
-        jumps=jumps,
-        levels=levels,
-        refine=method == "ais",
-    )
+
+    def find(base: Any, usual: int) -> Found:
+        return find_ladder(
+            field,
+            base,
+            inner,
+            population,
+            moves=moves,
+            jumps=usual if jumps is None else jumps,
+            levels=levels,
+            refine=method == "ais",
+        )
+
+    found = [find(start, usual)]
+    looks = [] if look is None else [look]
+    while law is not None and len(found) <= REFITS and _beyond(_about(found[-1].x), law):
+        law = _about(found[-1].x)
+        start = from_distribution(law)
+        found.append(find(start, JUMPS))
+    if len(found) > 1:
+        looks.append(_look(field, seed, device, dtype, found[-1].x))
+    ladder = found[-1].ladder
     run: AIS | SMC = AIS(base=start, kernel=inner, moves=moves, ladder=ladder)
     if method == "smc":
         run = SMC(base=start, kernel=inner, moves=moves, ladder=ladder, island=island)
@@ -281,12 +298,12 @@ def log_partition(
     )
     log_weight = torch.where(draws.ok, wide(draws.stats["log_weight"][:, -1]), torch.nan)
     value, stderr, effective = _log_mean(_families(log_weight, draws.stats["ancestor"][:, -1]))
-    apart = _disagreement(look, draws, log_weight) if look is not None and check else 0.0
+    apart = _disagreement(looks[-1], draws, log_weight) if looks and check else 0.0
     doubts = _doubts(float(stderr), apart, ladder)
     for doubt in doubts:
         warn(f"log_partition: {doubt}")
     known = _log_z(start, draws.final.dtype, draws.final.device, seed)
-    parts = [draws.cost, spent, *([] if look is None else [look.cost])]
+    parts = [draws.cost, *(one.cost for one in found), *(one.cost for one in looks)]
     cost = Cost({kind: sum(p.get(kind, 0) for p in parts) for part in parts for kind in part})
     ratio = "" if known is not None else "ratio to the base, "
     how = f"{method.upper()} ({ratio}{ladder.levels} levels, effective {effective:.0f} of {chains} chains)"
@@ -364,9 +381,9 @@ def _in_free_space(field: Any, base: Any) -> tuple[Any, Any]:
     return Stretched(field, 1.0), base
 
 
-def _base(field: Any, base: Any, look: Draws | None) -> Any:
+def _base(field: Any, base: Any) -> Any:
     if base is None:
-        return plain_base(field) if look is None else _fitted(field, look)
+        return plain_base(field)
     if not {"energy", "draw"} <= offers(base):
         raise MissingCapability(
             field_name(base),
@@ -383,14 +400,15 @@ def _base(field: Any, base: Any, look: Draws | None) -> Any:
     return base
 
 
-def _look(field: Any, seed: int, device: Any, dtype: Any) -> Draws:
-    """A short tuned Hamiltonian run of the field."""
+def _look(field: Any, seed: int, device: Any, dtype: Any, start: Tensor | None = None) -> Draws:
+    """A short tuned Hamiltonian run of the field, from some of these positions if there are any."""
     return sample(
         field,
         ChEES(most=LOOK_LEAPFROGS),
-        chains=LOOK_CHAINS,
+        chains=None if start is not None else LOOK_CHAINS,
         steps=LOOK_STEPS,
         warmup=LOOK_WARMUP,
+        init=None if start is None else start[:LOOK_CHAINS],
         seed=derive(seed, 2),
         device=device,
         dtype=dtype,
@@ -398,15 +416,27 @@ def _look(field: Any, seed: int, device: Any, dtype: Any) -> Draws:
     )
 
 
-def _fitted(field: Any, look: Draws) -> Any:
-    """A Gaussian with the means of the short run, somewhat wider; N(0, I) where that run fails."""
+def _fitted(look: Draws) -> Any:
+    """The normal law about a short run; N(0, I) where that fails."""
     x = rearrange(wide(look.x[look.ok]), "chains draws ... -> (chains draws) ...")
-    if len(x) < LOOK_STEPS:
-        return plain_base(field)
+    if len(x) >= LOOK_STEPS:
+        return _about(x)
+    zero = torch.zeros_like(wide(look.x[0, 0]))
+    return Independent(Normal(zero, zero + 1), zero.ndim)
+
+
+def _about(x: Tensor) -> Any:
+    """The normal law with the means of some positions, in each coordinate somewhat wider."""
+    x = wide(x)
     wider = min(WIDER, math.exp(WIDENING / math.sqrt(x[0].numel())))
     spread = (wider * x.std(0)).clamp(min=torch.finfo(torch.float32).tiny)
-    law = Independent(Normal(x.mean(0), spread), x.ndim - 1)
-    return from_distribution(law)
+    return Independent(Normal(x.mean(0), spread), x.ndim - 1)
+
+
+def _beyond(found: Any, law: Any) -> bool:
+    """Whether a normal law reaches out of another, in some coordinate by `BEYOND` of its spread."""
+    reach = (found.mean - law.mean).abs() + found.stddev
+    return bool((reach > BEYOND * law.stddev).any())
 
 
 def _disagreement(look: Draws, draws: Draws, log_weight: Tensor) -> float:
@@ -564,6 +594,20 @@ class Population(NamedTuple):
         )
 
 
+class Found(NamedTuple):
+    """What a pilot found.
+
+    Args:
+        ladder: The ladder.
+        cost: What it cost.
+        x: Where its chains are at the field, `(chains, *event_shape)`.
+    """
+
+    ladder: Ladder
+    cost: Cost
+    x: Tensor
+
+
 def find_ladder(
     field: Any,
     base: Any,
@@ -574,7 +618,7 @@ def find_ladder(
     jumps: int = 0,
     levels: int | None,
     refine: bool,
-) -> tuple[Ladder, Cost]:
+) -> Found:
     """Find the ladder by a pilot.
 
     Args:
@@ -589,7 +633,7 @@ def find_ladder(
             are not resampled is about `SPREAD`.
 
     Returns:
-        The ladder, and what the pilot cost.
+        The ladder, what the pilot cost, and where its chains came to.
     """
     if levels is not None:
         count("levels", levels, least=1)
@@ -607,7 +651,7 @@ def find_ladder(
     elif refine:
         levels = min(found.levels * max(1, math.ceil(pilot.variance / SPREAD)), MOST_LEVELS)
     ladder = found if levels is None else _stretched(found, levels)
-    return _moving(ladder, moves, among), Cost(pilot.cost)
+    return Found(_moving(ladder, moves, among), Cost(pilot.cost), pilot.x)
 
 
 class _Pilot:

@@ -493,7 +493,7 @@ def test_a_ladder_has_a_level_wherever_the_weights_lose_a_tenth():
     s, d = 0.2, 3
     field = stk.Energy(lambda x: (x**2).sum(1) / (2 * s**2), (d,))
     kernel = stk.MALA(0.3)
-    ladder, _ = find_ladder(
+    ladder, *_ = find_ladder(
         field,
         NormalBase((d,), 1.0),
         kernel,
