@@ -2,6 +2,7 @@
 
 import math
 import re
+import warnings
 from dataclasses import dataclass
 from functools import cache
 from unittest import mock
@@ -193,6 +194,7 @@ def test_over_seeds_estimates_are_right_or_not_trusted(name, method):
     assert not trusted or mean_square_is_one([z_score(e, truth) for e in trusted])
 
 
+@pytest.mark.filterwarnings("ignore:log_partition. the energy")
 def test_a_missed_region_is_told():
     """Annealed from a wide Gaussian few chains find the funnel's neck: half the mass, that the weights do not show."""
     run = {"method": "smc", "chains": 512, "pilot": 64, "seed": 0}
@@ -201,6 +203,41 @@ def test_a_missed_region_is_told():
     assert told.status == stk.Status.UNTRUSTED
     assert "not to be trusted" in told.method
     assert float(told.value) < FUNNEL[1] - 3 * float(told.stderr)
+
+
+HEAVY = (  # Student's t of one degree of freedom, in five dimensions together
+    stk.Energy(lambda x: 3 * x.square().sum(1).log1p(), (5,)),
+    math.lgamma(0.5) + 2.5 * math.log(math.pi) - math.lgamma(3),
+)
+NARROW = (Funnel(3, 3.0), 1.5 * math.log(2 * math.pi) + math.log(3))
+
+
+# Each is off by several of its standard errors, which are below .15, and draws agree with the short run.
+@pytest.mark.parametrize(
+    ("target", "run"),
+    [
+        pytest.param(HEAVY, {"chains": 64, "pilot": 32, "seed": 2}, id="heavy"),
+        pytest.param(NARROW, {"chains": 256, "seed": 0}, id="narrow", marks=pytest.mark.thorough),
+    ],
+)
+def test_a_base_made_of_a_run_that_explores_slowly_is_told(target, run):
+    """The base covers what that run has seen: nothing else is in its draws to disagree with."""
+    field, truth = target
+    with pytest.warns(UserWarning, match="explores slowly") as told:
+        estimate = stk.log_partition(field, method="smc", **run)
+    assert [str(w.message) for w in told if "explores slowly" not in str(w.message)] == []
+    assert estimate.status == stk.Status.UNTRUSTED
+    assert z_score(estimate, truth) < -4
+
+
+@pytest.mark.thorough
+def test_what_a_short_run_has_not_seen_is_no_matter_of_a_base_that_is_given():
+    """A base from elsewhere is not made of that run."""
+    base = td.Independent(td.Normal(torch.zeros(5), 3.0), 1)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        stk.log_partition(HEAVY[0], base, method="smc", chains=64, pilot=32, seed=2)
+    assert not [w for w in told if "explores slowly" in str(w.message)]
 
 
 @dataclass(frozen=True)

@@ -216,7 +216,8 @@ def log_partition(
         island: How many chains are resampled together; by default 256, or all where they are fewer.
         pilot: How many chains find the ladder.
         check: Whether the weighted draws are compared with a short tuned Hamiltonian run, where
-            states are continuous.
+            states are continuous; and where the base is made of that run, whether its energy
+            explores slowly.
         seed: As in `sample`.
         batch: As in `sample`.
         device: As in `sample`.
@@ -225,7 +226,7 @@ def log_partition(
 
     Returns:
         An `Estimate`, value and stderr `()`, in nats. Where few chains carry the weight, the kernel
-        is too slow for the ladder, or the check fails, the standard error is not to be trusted: a
+        is too slow for the ladder, or a check fails, the standard error is not to be trusted: a
         warning is given, `method` says so, and `status` is `UNTRUSTED`.
 
     Raises:
@@ -299,7 +300,8 @@ def log_partition(
     log_weight = torch.where(draws.ok, wide(draws.stats["log_weight"][:, -1]), torch.nan)
     value, stderr, effective = _log_mean(_families(log_weight, draws.stats["ancestor"][:, -1]))
     apart = _disagreement(looks[-1], draws, log_weight) if looks and check else 0.0
-    doubts = _doubts(float(stderr), apart, ladder)
+    blind = law is not None and check and _explores_slowly(looks[-1])
+    doubts = _doubts(float(stderr), apart, ladder, blind=blind)
     for doubt in doubts:
         warn(f"log_partition: {doubt}")
     known = _log_z(start, draws.final.dtype, draws.final.device, seed)
@@ -495,6 +497,17 @@ def _stay(look: Draws) -> bool:
     return len(known) > 1 and not bool(_agreeing(_in_quartiles(known, known)).all())
 
 
+def _explores_slowly(look: Draws) -> bool:
+    """Whether the energy of the short run explores slowly, which it does where tails are heavy.
+
+    Then it has not seen all of the field: nor does a base that is made of it cover that, nor can
+    draws be held to it.
+    """
+    x = look.x.flatten(2)[..., :1] if look.x.ndim > 2 else look.x  # all are not judged here
+    one = replace(look, x=x, final=x[:, -1])
+    return any(finding.kind == "energy" for finding in one.summary().findings)
+
+
 def _default_kernel(field: Any, base: Any) -> Any:
     if states_of(field) is None:
         return HMC(0.3, leapfrogs=2, metric="none")
@@ -528,8 +541,15 @@ def _families(log_weight: Tensor, ancestor: Tensor) -> Tensor:
     return summed.log() + top
 
 
-def _doubts(stderr: float, apart: float, ladder: Ladder) -> list[str]:
-    """The reasons why a standard error is not to be trusted, as text; none where it is."""
+def _doubts(stderr: float, apart: float, ladder: Ladder, *, blind: bool = False) -> list[str]:
+    """The reasons why a standard error is not to be trusted, as text; none where it is.
+
+    Args:
+        stderr: The standard error.
+        apart: As `_disagreement` has it.
+        ladder: The ladder.
+        blind: Whether the base is made of a short run that has not seen all of the field.
+    """
     doubts = []
     if apart > 1:
         doubts.append(
@@ -544,6 +564,12 @@ def _doubts(stderr: float, apart: float, ladder: Ladder) -> list[str]:
             f"it nor the value is to be "
             f"trusted; use more levels than {ladder.levels}, more moves, more chains, or a base "
             f"nearer to the field"
+        )
+    if blind:
+        doubts.append(
+            "the energy of the Hamiltonian run that the base is made of explores slowly, as in "
+            "funnels and heavy tails, so that regions may be missing and the standard error too "
+            "small; give a base that covers the field, or write it in other coordinates"
         )
     slow = sum(moves >= MOST_MOVES for moves in ladder.moves or ())
     if slow:

@@ -549,6 +549,7 @@ def test_every_reason_to_doubt_a_partition_function_is_told():
         (1, 2, 2),
     ):
         assert len(_doubts(stderr, apart, plain)) == n
+        assert len(_doubts(stderr, apart, plain, blind=True)) == n + 1
 
 
 def test_the_effective_size_of_a_standard_deviation_is_that_of_squares_about_the_common_mean():
