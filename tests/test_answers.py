@@ -442,3 +442,18 @@ def test_whatever_makes_a_field_of_a_network_takes_what_stands_for_no_condition(
     assert torch.equal(told, field.predict(x, 0.5, label=1.5 * one))
     with pytest.raises(InvalidArgument, match=r"null=\{name: value\} is what"):
         stk.guided(NULLED[name](labelled, (2,)), 2.0)
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_matrix_without_factors_is_told_with_what_to_do(named):
+    """A Gaussian process whose inputs are as good as equal, in float32."""
+
+    def energy(x):
+        return torch.linalg.cholesky(torch.ones(3, 3).expand(len(x), 3, 3)).sum((1, 2)) + x
+
+    wrapped = stk.Energy(energy, variables={"x": ()}) if named else stk.Energy(energy, ())
+    with pytest.raises(torch.linalg.LinAlgError) as told:
+        stk.sample(wrapped, chains=4, steps=10)
+    (note,) = [note for note in told.value.__notes__ if note.startswith("scoretk: ")]
+    assert "dtype=torch.float64" in note
+    assert "cholesky_ex" in note

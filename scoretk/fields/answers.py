@@ -53,6 +53,11 @@ BY_HAND = (
     "numpy arrays"
 )
 """What to do with an energy that autograd does not see."""
+_SINGULAR = (
+    "Chains pass points where a matrix is singular to rounding: sample in dtype=torch.float64, and "
+    "use torch.linalg.cholesky_ex, with an energy of torch.inf where its second answer is not 0"
+)
+"""What to do about a matrix that has no factors somewhere."""
 _AT_ONCE = "scoretk: {} is given all chains at once, in torch tensors: {}"
 _TIMES = "One time (or sigma, or timestep) a row: t.reshape({}) goes with x"
 
@@ -200,11 +205,13 @@ def noted(error: Exception, what: str, given: Mapping[str, Any]) -> None:
     tensors = {name: value for name, value in given.items() if isinstance(value, Tensor)}
     told = ", ".join(f"{name} of shape {tuple(value.shape)}" for name, value in tensors.items())
     way = ""
-    if what == "energy" and isinstance(error, AttributeError | TypeError):
-        way = f". {BY_HAND}"
+    if isinstance(error, torch.linalg.LinAlgError):  # type: ignore[attr-defined]
+        way = _SINGULAR
+    elif what == "energy" and isinstance(error, AttributeError | TypeError):
+        way = BY_HAND
     elif "x" in tensors and "t" in tensors and tensors["t"].ndim:
-        way = f". {_TIMES.format(', '.join(['-1'] + ['1'] * (given['x'].ndim - 1)))}"
-    error.add_note(_AT_ONCE.format(what, told) + way)
+        way = _TIMES.format(", ".join(["-1"] + ["1"] * (given["x"].ndim - 1)))
+    error.add_note(_AT_ONCE.format(what, told) + (f". {way}" if way else ""))
 
 
 def _refuse_dtype(evaluate: Callable[[Tensor], Any], x: Tensor, error: RuntimeError) -> None:
