@@ -18,6 +18,7 @@ from scoretk.inference.partition import (
     LOOK_STEPS,
     MOST_MOVES,
     Population,
+    _beyond,
     _families,
     _fitted,
     _log_mean,
@@ -366,6 +367,39 @@ def test_the_levels_of_a_normal_do_not_grow_with_its_coordinates():
         found = stk.log_partition(stk.load("gaussian", dim=dim), method="smc", progress=False)
         levels.append(int(re.search(r"(\d+) levels", found.method)[1]))
     assert levels[1] <= 2 * levels[0]
+
+
+def far_modes(dim, away):
+    """A normal and another far away with three tenths of the mass; log Z = 0."""
+    share = torch.tensor([0.7, 0.3]).log() - dim / 2 * math.log(2 * math.pi)
+
+    def energy(x):
+        squares = torch.stack([x.square().sum(1), (x - away).square().sum(1)], 1)
+        return -(share.to(x) - squares / 2).logsumexp(1)
+
+    return stk.Energy(energy, (dim,))
+
+
+@pytest.mark.parametrize(("dim", "away"), [(1, 30.0), (2, 15.0)])
+def test_a_region_that_no_chain_of_the_short_run_comes_to_is_found(dim, away):
+    found = stk.log_partition(far_modes(dim, away), chains=128, pilot=64, seed=2, progress=False)
+    assert found.status == stk.Status.OK
+    assert abs(z_score(found, 0.0)) < z_limit(2)
+
+
+def test_a_law_is_beyond_another_by_its_spread_or_its_place():
+    def law(mean, std):
+        return td.Independent(td.Normal(torch.tensor(mean), torch.tensor(std)), 1)
+
+    base = law([0.0, 1.0], [1.0, 2.0])
+    for mean, std, beyond in (
+        ([0.0, 1.0], [1.4, 2.9], False),
+        ([0.0, 1.0], [1.0, 3.1], True),
+        ([0.0, -9.0], [0.1, 0.1], True),
+        ([9.0, 1.0], [0.1, 0.1], True),
+        ([0.1, 1.1], [0.1, 0.1], False),
+    ):
+        assert _beyond(law(mean, std), base) == beyond
 
 
 @pytest.mark.thorough

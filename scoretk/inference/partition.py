@@ -25,6 +25,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from statistics import NormalDist
 from typing import Any, NamedTuple
 
@@ -89,14 +90,13 @@ EXACT = 1e-3
 before.
 """
 FIRST_STEP = 0.3
-WIDER, WIDENING = 1.5, 2.0
-"""How much wider a base is than a short run, at most; and sqrt(d) times the most of its logarithm for d
-coordinates: the levels on the way back to the field's own width grow like the square of that.
+WIDER, FARTHER = (1.5, 2.0), (10.0, 10.0)
+"""How much wider than a short run a base is, and one from which the pilot searches for regions that it has
+not seen, at most; and sqrt(d) times the most of its logarithm for d coordinates: the levels on the
+way back to the field's own width grow like that.
 """
-BEYOND, REFITS = 1.5, 4
-"""By how much of its spread the pilot's chains are beyond a base that is made anew about them, and how
-often at most.
-"""
+BEYOND, SEARCHES = 1.5, 3
+"""How many times its spread away from a base the pilot's chains count as beyond, and the most searches."""
 LOOK_CHAINS, LOOK_STEPS, LOOK_WARMUP, LOOK_LEAPFROGS = 64, 100, 200, 32
 """The settings of the short run whose moments make the base; its trajectories are short."""
 TARGET_ACCEPT = 0.8
@@ -193,10 +193,9 @@ def log_partition(
         base: Where the annealing begins: a static field with `energy` and `draw`, or a torch
             distribution; for a constrained field a law of free space, or a distribution with the
             same support. By default a Gaussian with the means of a short run of `ChEES` and 1.5
-            times its standard deviations, of more than 24 coordinates less than that, and again of the
-            pilot's chains where these come to regions far beyond; for discrete states the uniform
-            law. Where it has
-            `log_prob` its own log Z is known and added; where not, the value is `log Z - log
+            times its standard deviations, of more than 24 coordinates less than that; of a pilot from
+            ten times as far out where that comes to regions beyond; for discrete states the uniform
+            law. Where it has `log_prob` its own log Z is known and added; where not, the value is `log Z - log
             Z_base`.
         method: "ais" (annealed importance sampling) or "smc" (sequential Monte Carlo).
         chains: How many chains there are; for "smc" whole islands.
@@ -274,15 +273,15 @@ def log_partition(
             refine=method == "ais",
         )
 
-    found = [find(start, usual)]
-    looks = [] if look is None else [look]
-    while law is not None and len(found) <= REFITS and _beyond(_about(found[-1].x), law):
-        law = _about(found[-1].x)
-        start = from_distribution(law)
-        found.append(find(start, JUMPS))
-    if len(found) > 1:
-        looks.append(_look(field, seed, device, dtype, found[-1].x))
-    ladder = found[-1].ladder
+    looks, searches = ([] if look is None else [look]), list[Found]()
+    blind = law is not None and look is not None and _explores_slowly(look)
+    if law is not None and not blind:
+        beyond, searches = _searched(law, partial(find, usual=usual))
+        if beyond is not law:
+            start, usual = from_distribution(beyond), JUMPS
+            looks.append(_look(field, seed, device, dtype, searches[-1].x))
+    found = find(start, usual)
+    ladder = found.ladder
     run: AIS | SMC = AIS(base=start, kernel=inner, moves=moves, ladder=ladder)
     if method == "smc":
         run = SMC(base=start, kernel=inner, moves=moves, ladder=ladder, island=island)
@@ -300,12 +299,11 @@ def log_partition(
     log_weight = torch.where(draws.ok, wide(draws.stats["log_weight"][:, -1]), torch.nan)
     value, stderr, effective = _log_mean(_families(log_weight, draws.stats["ancestor"][:, -1]))
     apart = _disagreement(looks[-1], draws, log_weight) if looks and check else 0.0
-    blind = law is not None and check and _explores_slowly(looks[-1])
-    doubts = _doubts(float(stderr), apart, ladder, blind=blind)
+    doubts = _doubts(float(stderr), apart, ladder, blind=blind and check)
     for doubt in doubts:
         warn(f"log_partition: {doubt}")
     known = _log_z(start, draws.final.dtype, draws.final.device, seed)
-    parts = [draws.cost, *(one.cost for one in found), *(one.cost for one in looks)]
+    parts = [draws.cost, found.cost, *(p.cost for p in searches), *(one.cost for one in looks)]
     cost = Cost({kind: sum(p.get(kind, 0) for p in parts) for part in parts for kind in part})
     ratio = "" if known is not None else "ratio to the base, "
     how = f"{method.upper()} ({ratio}{ladder.levels} levels, effective {effective:.0f} of {chains} chains)"
@@ -430,13 +428,39 @@ def _fitted(look: Draws) -> Any:
 def _about(x: Tensor) -> Any:
     """The normal law with the means of some positions, in each coordinate somewhat wider."""
     x = wide(x)
-    wider = min(WIDER, math.exp(WIDENING / math.sqrt(x[0].numel())))
-    spread = (wider * x.std(0)).clamp(min=torch.finfo(torch.float32).tiny)
-    return Independent(Normal(x.mean(0), spread), x.ndim - 1)
+    spread = x.std(0).clamp(min=torch.finfo(torch.float32).tiny)
+    return _widened(Independent(Normal(x.mean(0), spread), x.ndim - 1), WIDER)
+
+
+def _widened(law: Any, by: tuple[float, float]) -> Any:
+    """A normal law with the same means, so many times as wide: see `WIDER`."""
+    most, of_root = by
+    wider = min(most, math.exp(of_root / math.sqrt(law.mean.numel())))
+    return Independent(Normal(law.mean, wider * law.stddev), law.mean.ndim)
+
+
+def _searched(law: Any, find: Callable[[Any], Found]) -> tuple[Any, list[Found]]:
+    """The normal law about the regions that pilots find from far out: `law` where none is beyond it.
+
+    Args:
+        law: The normal law about a short run.
+        find: Makes a pilot from a base.
+
+    Returns:
+        The law, and what the pilots found.
+    """
+    found: list[Found] = []
+    for _ in range(SEARCHES):
+        found.append(find(from_distribution(_widened(law, FARTHER))))
+        about = _about(found[-1].x)
+        if not _beyond(about, law):
+            break
+        law = about
+    return law, found
 
 
 def _beyond(found: Any, law: Any) -> bool:
-    """Whether a normal law reaches out of another, in some coordinate by `BEYOND` of its spread."""
+    """Whether a normal law reaches out of another in some coordinate."""
     reach = (found.mean - law.mean).abs() + found.stddev
     return bool((reach > BEYOND * law.stddev).any())
 
