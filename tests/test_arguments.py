@@ -429,3 +429,9 @@ def test_one_of_several_rows_is_told_to_be_taken():
             tensor_like("x", torch.zeros(rows, 3), (3,))
     with pytest.raises(InvalidArgument, match=r"shape \(3,\), got Tensor of shape \(2, 4\)[^:]*$"):
         tensor_like("x", torch.zeros(2, 4), (3,))
+
+
+@pytest.mark.parametrize("name", [1, None, ("y",), b"y"])
+def test_conditions_have_texts_for_names(name):
+    with pytest.raises(InvalidArgument, match="a mapping of names to tensors"):
+        conditions({"x": torch.zeros(3), name: torch.zeros(3)}, 3)

@@ -504,3 +504,15 @@ def test_of_many_chains_those_are_shown_that_are_well(kind):
     assert bool(torch.isin(shown, well).all())
     assert shown[0] == well[0]
     assert shown[-1] == well[-1]
+
+
+@pytest.mark.parametrize("kind", of_chains.LEAST)
+def test_a_picture_is_drawn_of_the_least_draws_that_it_needs(draws, kind):
+    least = of_chains.LEAST[kind]
+    enough = stk.Draws(draws.x[:, :least], draws.final, draws.status, draws.failed_at)
+    with mock.patch.object(of_chains, "find_spec", return_value=None):
+        enough.plot(kind)
+    if least > 1:
+        few = stk.Draws(draws.x[:, : least - 1], draws.final, draws.status, draws.failed_at)
+        with pytest.raises(stk.InvalidArgument, match=f"at least {least} draws"):
+            few.plot(kind)

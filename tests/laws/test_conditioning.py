@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import scoretk as stk
+from scoretk.fields.operators import Mask
 from scoretk.fields.paths import VE, VP
 from scoretk.fields.posterior import DPS, MMPS, TMPD, DiffPIR, PiGDM, Replacement
 from scoretk.fields.posterior.systems import conjugate_gradients
@@ -345,3 +346,11 @@ def test_weights_of_a_mixture_are_shares():
     found = stk.mixture([stk.from_distribution(v) for v in laws], (1, 3)).log_prob(x)
     right = (laws[0].log_prob(x).exp() / 4 + laws[1].log_prob(x).exp() * 3 / 4).log()
     torch.testing.assert_close(found, right)
+
+
+@pytest.mark.parametrize("shape", [(3, 2), (6,), (1, 2, 3), (2, 3, 1)])
+def test_a_mask_takes_events_of_its_own_shape_alone(shape):
+    mask = Mask(torch.ones(2, 3, dtype=torch.bool))
+    assert mask(torch.zeros(4, 2, 3)).shape == (4, 6)
+    with pytest.raises(stk.InvalidArgument, match="shape of an event"):
+        mask(torch.zeros(4, *shape))

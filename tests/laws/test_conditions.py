@@ -7,6 +7,7 @@ import torch
 from torch.distributions import MultivariateNormal, constraints
 
 import scoretk as stk
+from scoretk.fields.conditions import taken
 from scoretk.fields.protocols import is_timed, offers
 from scoretk.fields.resolve import StaticField
 from scoretk.models.targets.mixture import GaussianMixture
@@ -210,3 +211,29 @@ def test_conditions_that_a_field_is_asked_with_come_beside_those_that_it_is_boun
     torch.testing.assert_close(field.score(x, **given), score)
     both = field.energy_and_grad(x, **given)
     torch.testing.assert_close(both, (energy, -score))
+
+
+def _of_one_method(name):
+    def static(self, x, *, y): ...
+    def timed(self, x, t, *, y): ...
+
+    own = {"event_shape": (2,), "provides": frozenset({name}), name: static}
+    if name in {"denoise", "velocity"}:
+        own |= {name: timed, "path": stk.VP(), "at": lambda self, t: self}
+    return type("Own", (), own)()
+
+
+@pytest.mark.parametrize("name", ["energy", "score", "denoise", "velocity"])
+def test_what_any_method_of_someone_elses_field_asks_for_is_a_condition(name):
+    assert taken(_of_one_method(name)) == {"y"}
+
+
+@pytest.mark.parametrize("join", [stk.product, lambda fields: stk.mixture(fields, (1, 1, 1))])
+@pytest.mark.parametrize("odd", range(3))
+def test_fields_that_are_joined_are_on_one_path_whichever_is_odd(join, odd):
+    fields = [
+        stk.Diffusion(lambda x, t: x, (2,), stk.Linear() if i == odd else stk.VP())
+        for i in range(3)
+    ]
+    with pytest.raises(stk.InvalidArgument, match="on one Gaussian path"):
+        join(fields) if join is not stk.product else join(*fields)

@@ -26,6 +26,7 @@ from scoretk.inference.partition import (
     _stretched,
     find_ladder,
 )
+from scoretk.inference.sbi import _spread
 from scoretk.solvers.importance import Ladder, resampled
 
 RNG = np.random.default_rng(0)
@@ -711,3 +712,34 @@ def test_log_weights_have_a_common_constant_that_says_nothing(shift):
     assert float(families.logsumexp(0)) == pytest.approx(
         float(torch.tensor(logs).logsumexp(0)) + shift
     )
+
+
+def test_chains_that_stay_at_places_of_their_own_are_worth_no_more_than_they_are_many():
+    """Only where all chains are at one place is every draw as good as any other."""
+    for count in (2, 5, 9):
+        apart = np.repeat(np.arange(float(count))[None, :, None], 60, 2)
+        assert mixing.effective(apart)[0] <= count
+        assert mixing.effective(apart * 0)[0] == count * 60
+
+
+@pytest.mark.parametrize("most", [50, 1000])
+def test_ranks_are_of_few_draws_and_errors_of_all(most):
+    """However few draws of a long run are ranked."""
+    values = chains()[1]
+    found = summary._of_chains(values, most)
+    few = values[None, :, :: math.ceil(values.size / most)]
+    assert found["mcse_mean"] == mixing.mcse_mean(values[None])[0]
+    assert found["mcse_sd"] == mixing.mcse_sd(values[None])[0]
+    assert found["ess_bulk"] == mixing.effective(mixing.normal_scores(mixing.split(few)))[0]
+    assert found["ess_tail"] == mixing.tail_effective(few)[0]
+
+
+@pytest.mark.parametrize("n", [1, 3, 7, 15])
+def test_draws_for_who_asks_for_a_number_come_evenly_from_all_chains(n):
+    x = torch.arange(15).reshape(3, 5, 1)
+    found = _spread(x, n)[:, 0]
+    assert len(found.unique()) == n
+    counts = (found // 5).bincount(minlength=3)
+    assert counts.max() - counts.min() <= 1
+    with pytest.raises(stk.InvalidArgument, match="at most 15 draws"):
+        _spread(x, 16)
