@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import ClassVar
+from unittest import mock
 
 import pytest
 import torch
@@ -26,6 +27,7 @@ from scoretk.demo.bench.mnist.published import FAMILIES
 from scoretk.demo.bench.mnist.training import Plan as Training
 from scoretk.demo.bench.target import Moments, Target
 from scoretk.fields.resolve import StaticField
+from scoretk.inference import partition
 from scoretk.learn import (
     Recipe,
     denoising_score_matching,
@@ -43,7 +45,7 @@ from scoretk.solvers.warmup import learning, length
 from scoretk.solvers.warmup.adaptation import Adaptation
 from scoretk.solvers.warmup.scales import approach_steps
 from tests import accelerator
-from tests.evidence import assert_mean, assert_second_moment
+from tests.evidence import assert_mean, assert_second_moment, z_limit
 from tests.marks import in_turn, slow_but
 
 CHAINS = 31
@@ -680,6 +682,33 @@ def test_normalising_constants(method, device):
         )
 
     same_on(device, run)
+
+
+def two_normals(device):
+    """Of a short run, a search that finds, a run from there, jumps, and levels between the pilot's."""
+
+    def energy(x):
+        return -torch.logaddexp(-x.square().sum(1) / 2, -(x - 15).square().sum(1) / 2)
+
+    run = {"chains": CHAINS, "pilot": CHAINS, "device": device, "dtype": torch.float32, **QUIET}
+    with mock.patch.multiple(partition, LOOK_STEPS=20, LOOK_WARMUP=60, MOST_MOVES=5):
+        return stk.log_partition(stk.Energy(energy, (2,)), **run)
+
+
+@pytest.mark.thorough
+@pytest.mark.filterwarnings("ignore:log_partition")
+def test_a_base_that_is_searched_for(device):
+    same_on(device, two_normals)
+
+
+@pytest.mark.thorough
+@pytest.mark.filterwarnings("ignore:log_partition")
+def test_a_base_that_is_searched_for_without_float64(narrow):
+    """Its moments are of other rounding, and so the ladder: it is right, not the same."""
+    with narrow.on():
+        found = two_normals(narrow.name)
+        value, stderr = float(found.value), float(found.stderr)
+    assert abs(value - math.log(4 * math.pi)) < z_limit() * stderr
 
 
 @pytest.mark.parametrize("start", slow_but(["data", "noise", "buffer"], "buffer"))

@@ -14,6 +14,7 @@ from torch import distributions as td
 
 import scoretk as stk
 from scoretk.fields import NormalBase
+from scoretk.inference import partition
 from scoretk.inference.partition import (
     LOOK_STEPS,
     MOST_MOVES,
@@ -385,6 +386,80 @@ def test_a_region_that_no_chain_of_the_short_run_comes_to_is_found(dim, away):
     found = stk.log_partition(far_modes(dim, away), chains=128, pilot=64, seed=2, progress=False)
     assert found.status == stk.Status.OK
     assert abs(z_score(found, 0.0)) < z_limit(2)
+
+
+def within(dim, radius, outside=torch.inf):
+    """A normal within a ball, and an energy that is infinite, or not known, beyond."""
+    log_z = dim / 2 * math.log(2 * math.pi) + math.log(chi2.cdf(radius**2, dim))
+
+    def energy(x):
+        squares = x.square().sum(1)
+        return torch.where(squares < radius**2, squares / 2, outside)
+
+    return stk.Energy(energy, (dim,)), log_z
+
+
+@pytest.mark.parametrize(
+    ("dim", "radius", "outside", "seed"),
+    [
+        (3, 4.0, torch.inf, 0),
+        (3, 4.0, torch.inf, 1),
+        (4, 5.0, torch.inf, 1),
+        (5, 6.0, torch.nan, 0),
+    ],
+)
+def test_a_search_begins_no_farther_out_than_the_field_has_density(dim, radius, outside, seed):
+    """From ten times as far out no draw was within, or one, whose copies made a base that led nowhere."""
+    field, truth = within(dim, radius, outside)
+    found = stk.log_partition(field, chains=128, pilot=64, seed=seed, progress=False)
+    assert found.status == stk.Status.OK
+    assert abs(z_score(found, truth)) < z_limit(4)
+
+
+@pytest.mark.filterwarnings("ignore:log_partition")
+@pytest.mark.parametrize("away", [15.0, None])
+def test_all_that_a_base_takes_is_counted(away, monkeypatch):
+    """Short runs, what shows how far out there is density, searches, and the run proper."""
+    parts = []
+
+    def noting(part):
+        def call(*arguments, **options):
+            made = part(*arguments, **options)
+            parts.append(made[1] if isinstance(made, tuple) else made.cost)
+            return made
+
+        return call
+
+    for name in ("sample", "find_ladder", "_room"):
+        monkeypatch.setattr(partition, name, noting(getattr(partition, name)))
+    field = within(3, 4.0)[0] if away is None else far_modes(2, away)
+    found = stk.log_partition(field, chains=64, pilot=64, levels=2, progress=False)
+    assert len(parts) >= 5
+    for kind in ("energy", "score"):
+        assert found.cost[kind] == sum(part.get(kind, 0) for part in parts)
+
+
+@pytest.mark.parametrize("outside", [torch.inf, torch.nan])
+def test_what_it_takes_to_see_where_density_is_are_energies(outside):
+    """Of draws of the law, as many as the pilot has chains, the share within."""
+    asked, field = [], within(1, 1.0, outside)[0]
+
+    def counted(x):
+        asked.append(len(x))
+        return field.energy(x)
+
+    law = td.Independent(td.Normal(torch.zeros(1), 1.0), 1)
+    share, cost = partition._room(stk.Energy(counted, (1,)), Population(500, 3), law)
+    assert cost == {"energy": 500}
+    assert asked[-1:] == [500]
+    inside = math.erf(0.5**0.5)
+    assert abs(share - inside) < z_limit() * math.sqrt(inside * (1 - inside) / 500)
+
+
+def test_an_energy_that_is_flat_without_end_has_no_integral():
+    flat = stk.Energy(lambda x: 0 * x.sum(1), (2,))
+    with pytest.raises(stk.InvalidArgument, match="has no integral"):
+        stk.log_partition(flat, chains=64, pilot=64, progress=False)
 
 
 def test_a_law_is_beyond_another_by_its_spread_or_its_place():

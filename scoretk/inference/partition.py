@@ -97,6 +97,8 @@ way back to the field's own width grow like that.
 """
 BEYOND, SEARCHES = 1.5, 3
 """How many times its spread away from a base the pilot's chains count as beyond, and the most searches."""
+ROOM = 0.125
+"""The least share of draws where the field has density, of a base from which to search."""
 LOOK_CHAINS, LOOK_STEPS, LOOK_WARMUP, LOOK_LEAPFROGS = 64, 100, 200, 32
 """The settings of the short run whose moments make the base; its trajectories are short."""
 TARGET_ACCEPT = 0.8
@@ -246,20 +248,12 @@ def log_partition(
     island = min(chains, ISLAND) if island is None else count("island", island, least=2)
     if method == "smc" and chains % island:
         raise InvalidArgument("chains", chains, f"whole islands of {island}: a multiple of it")
-    look = (
-        None
-        if states_of(field) is not None or (base is not None and not check)
-        else _look(field, seed, device, dtype)
-    )
-    usual = JUMPS if look is not None and _stay(look) else 0
-    law = _fitted(look) if look is not None and base is None else None
-    start = _base(field, base) if law is None else from_distribution(law)
-    inner = _default_kernel(field, start) if given is None else given
-    if traits(inner).step_size is None:
-        inner = with_step_size(inner, FIRST_STEP)  # the pilot tunes it
-    check_settled("kernel", inner)  # before the pilot spends anything
+    made = base is None and states_of(field) is None
+    start = None if made else _base(field, base)
+    inner = _settled(_default_kernel(field, start) if given is None else given)
     resolve(field, inner.needs, timed=False)
     population = Population(pilot, derive(seed, 1), device, dtype)
+    look = partial(_look, field, seed, device, dtype)
 
     def find(base: Any, usual: int) -> Found:
         return find_ladder(
@@ -273,18 +267,16 @@ def log_partition(
             refine=method == "ais",
         )
 
-    looks, searches = ([] if look is None else [look]), list[Found]()
-    blind = law is not None and look is not None and _explores_slowly(look)
-    if law is not None and not blind:
-        beyond, searches = _searched(law, partial(find, usual=usual))
-        if beyond is not law:
-            start, usual = from_distribution(beyond), JUMPS
-            looks.append(_look(field, seed, device, dtype, searches[-1].x))
-    found = find(start, usual)
+    if made:
+        begun = _made(look, find, partial(_room, field, population))
+    else:
+        seen = look() if check and states_of(field) is None else None
+        begun = _Beginning(start, _usual_jumps(seen), seen, [] if seen is None else [seen.cost])
+    found = find(begun.base, begun.jumps)
     ladder = found.ladder
-    run: AIS | SMC = AIS(base=start, kernel=inner, moves=moves, ladder=ladder)
+    run: AIS | SMC = AIS(base=begun.base, kernel=inner, moves=moves, ladder=ladder)
     if method == "smc":
-        run = SMC(base=start, kernel=inner, moves=moves, ladder=ladder, island=island)
+        run = SMC(base=begun.base, kernel=inner, moves=moves, ladder=ladder, island=island)
     draws = sample(
         field,
         run,
@@ -298,12 +290,13 @@ def log_partition(
     )
     log_weight = torch.where(draws.ok, wide(draws.stats["log_weight"][:, -1]), torch.nan)
     value, stderr, effective = _log_mean(_families(log_weight, draws.stats["ancestor"][:, -1]))
-    apart = _disagreement(looks[-1], draws, log_weight) if looks and check else 0.0
-    doubts = _doubts(float(stderr), apart, ladder, blind=blind and check)
+    seen = begun.look if check else None
+    apart = 0.0 if seen is None else _disagreement(seen, draws, log_weight)
+    doubts = _doubts(float(stderr), apart, ladder, blind=begun.blind and check)
     for doubt in doubts:
         warn(f"log_partition: {doubt}")
-    known = _log_z(start, draws.final.dtype, draws.final.device, seed)
-    parts = [draws.cost, found.cost, *(p.cost for p in searches), *(one.cost for one in looks)]
+    known = _log_z(begun.base, draws.final.dtype, draws.final.device, seed)
+    parts = [draws.cost, found.cost, *begun.costs]
     cost = Cost({kind: sum(p.get(kind, 0) for p in parts) for part in parts for kind in part})
     ratio = "" if known is not None else "ratio to the base, "
     how = f"{method.upper()} ({ratio}{ladder.levels} levels, effective {effective:.0f} of {chains} chains)"
@@ -439,24 +432,85 @@ def _widened(law: Any, by: tuple[float, float]) -> Any:
     return Independent(Normal(law.mean, wider * law.stddev), law.mean.ndim)
 
 
-def _searched(law: Any, find: Callable[[Any], Found]) -> tuple[Any, list[Found]]:
-    """The normal law about the regions that pilots find from far out: `law` where none is beyond it.
+_Room = Callable[[Any], tuple[float, Cost]]
+
+
+class _Beginning(NamedTuple):
+    """Where the annealing begins, and what was spent to find it.
 
     Args:
-        law: The normal law about a short run.
-        find: Makes a pilot from a base.
-
-    Returns:
-        The law, and what the pilots found.
+        base: A field to draw from.
+        jumps: How many jumps there are at each level by default.
+        look: The short run that the weighted draws are held to, if there is one.
+        costs: Those of short runs and of searches.
+        blind: Whether the base is made of a short run that has not seen all of the field.
     """
-    found: list[Found] = []
+
+    base: Any
+    jumps: int
+    look: Draws | None
+    costs: list[Cost]
+    blind: bool = False
+
+
+def _made(look: Callable[..., Draws], find: Callable[[Any, int], Found], room: _Room) -> _Beginning:
+    """A base about a short run, or about regions beyond it where a search comes to any.
+
+    Args:
+        look: Makes a short run, from some positions where they are given.
+        find: Makes a pilot from a base, with so many jumps by default.
+        room: The share of a law's draws where the field has density, and what it cost.
+    """
+    seen = look()
+    law, jumps, costs = _fitted(seen), _usual_jumps(seen), [seen.cost]
+    if _explores_slowly(seen):
+        return _Beginning(from_distribution(law), jumps, seen, costs, blind=True)
+    reached = None
     for _ in range(SEARCHES):
-        found.append(find(from_distribution(_widened(law, FARTHER))))
-        about = _about(found[-1].x)
+        far, spent = _far(law, room)
+        costs.append(spent)
+        if far is None:
+            break
+        found = find(from_distribution(far), jumps)
+        costs.append(found.cost)
+        about = _about(found.x)
         if not _beyond(about, law):
             break
-        law = about
-    return law, found
+        law, reached = about, found.x
+    if reached is None:
+        return _Beginning(from_distribution(law), jumps, seen, costs)
+    seen = look(reached)
+    return _Beginning(from_distribution(law), JUMPS, seen, [*costs, seen.cost])
+
+
+def _far(law: Any, room: _Room) -> tuple[Any, Cost]:
+    """A law from which to search, as far out as the field has room for; None where it has none.
+
+    Where hardly any draw of a wide law has density, as of a field on a ball, the pilot would be
+    copies of few chains, which say nothing of where the field is.
+    """
+    spent: Cost = Cost()
+    most, of_root = FARTHER
+    while most > 1:
+        far = _widened(law, (most, of_root))
+        share, cost = room(far)
+        spent = Cost({kind: spent.get(kind, 0) + n for kind, n in cost.items()})
+        if share >= ROOM:
+            return far, spent
+        most, of_root = most / 2, of_root / 2
+    return None, spent
+
+
+def _room(field: Any, population: Population, law: Any) -> tuple[float, Cost]:
+    """The share of a law's draws where the field has density, and what it cost."""
+    noise = population.noise(field)
+    with left_as_found(field), torch.no_grad():
+        bound = resolve(field, {"energy"}, timed=False)
+        assert isinstance(bound, StaticField)
+        x = from_distribution(law).draw(population.chains, noise)
+        energy = bound.energy(x.to(noise.chains.device, noise.dtype))
+    share = int((energy < torch.inf).sum()) / population.chains
+    return share, Cost({"energy": population.chains})
 
 
 def _beyond(found: Any, law: Any) -> bool:
@@ -515,10 +569,12 @@ def _agreeing(values: Tensor) -> Tensor:
     return agree.repeat(2)
 
 
-def _stay(look: Draws) -> bool:
-    """Whether the chains of the short run stay in regions that they began in."""
-    known = look.x[look.ok]
-    return len(known) > 1 and not bool(_agreeing(_in_quartiles(known, known)).all())
+def _usual_jumps(look: Draws | None) -> int:
+    """`JUMPS` where the chains of a short run stay in regions that they began in, else none."""
+    known = None if look is None else look.x[look.ok]
+    if known is None or len(known) < 2:
+        return 0
+    return 0 if bool(_agreeing(_in_quartiles(known, known)).all()) else JUMPS
 
 
 def _explores_slowly(look: Draws) -> bool:
@@ -530,6 +586,18 @@ def _explores_slowly(look: Draws) -> bool:
     x = look.x.flatten(2)[..., :1] if look.x.ndim > 2 else look.x  # all are not judged here
     one = replace(look, x=x, final=x[:, -1])
     return any(finding.kind == "energy" for finding in one.summary().findings)
+
+
+def _settled(kernel: Any) -> Any:
+    """The kernel with a first step size where it has none, which the pilot tunes.
+
+    Raises:
+        InvalidArgument: Something else of it is to be learned in a warmup.
+    """
+    if traits(kernel).step_size is None:
+        kernel = with_step_size(kernel, FIRST_STEP)
+    check_settled("kernel", kernel)
+    return kernel
 
 
 def _default_kernel(field: Any, base: Any) -> Any:
@@ -772,6 +840,12 @@ class _Pilot:
         self.scales.append(scale)
         if self.jumps:
             law, ends = law_at(self.field, self.base, self.weights[-1]), quantiles_of(self.x)
+            if not bool(ends.isfinite().all()):
+                raise InvalidArgument(
+                    "field",
+                    field_name(self.field.native),
+                    "one that falls far out: exp(-E) has no integral where chains go on without end",
+                )
             self.x = jump(law, self.x, ends, self.noise, k * self.jumps, self.jumps)
             self.quantiles.append(ends)
             self._count({"energy": n * energies_of_jumps(self.jumps)})
@@ -838,7 +912,7 @@ def _stretched(ladder: Ladder, levels: int) -> Ladder:
     sizes = None if ladder.step_sizes is None else tuple(ladder.step_sizes[i] for i in at)
     scales = None if ladder.scales is None else torch.stack([ladder.scales[i] for i in at])
     moves = None if ladder.moves is None else tuple(ladder.moves[i] for i in at)
-    ends = None if ladder.quantiles is None else ladder.quantiles[at]
+    ends = None if ladder.quantiles is None else torch.stack([ladder.quantiles[i] for i in at])
     return replace(
         ladder,
         weights=(0.0, *weights[1:-1], 1.0),
