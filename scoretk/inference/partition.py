@@ -194,11 +194,11 @@ def log_partition(
         field: A static field with an energy.
         base: Where the annealing begins: a static field with `energy` and `draw`, or a torch
             distribution; for a constrained field a law of free space, or a distribution with the
-            same support. By default a Gaussian with the means of a short run of `ChEES` and 1.5
-            times its standard deviations, of more than 24 coordinates less than that; of a pilot from
-            ten times as far out where that comes to regions beyond; for discrete states the uniform
-            law. Where it has `log_prob` its own log Z is known and added; where not, the value is `log Z - log
-            Z_base`.
+            same support. By default, for discrete states, the uniform law; else a Gaussian about a
+            short run of `ChEES`, 1.5 times as wide (less so of more than 24 coordinates), or about
+            the chains of a pilot from ten times as far out, where these come to regions beyond it.
+            Where a base has `log_prob` its own log Z is known and added; where not, the value is
+            `log Z - log Z_base`.
         method: "ais" (annealed importance sampling) or "smc" (sequential Monte Carlo).
         chains: How many chains there are; for "smc" whole islands.
         levels: How many levels the ladder has; by default as many as the pilot finds it to need.
@@ -209,11 +209,12 @@ def log_partition(
             `GibbsWithGradients`.
         moves: The least number of steps of the kernel at each level; where the pilot finds that
             they decorrelate slowly there are up to 20.
-        jumps: How many jumps of coordinates there are at each level after the kernel's steps, to where
-            chains of the pilot were, coordinate by coordinate; they take an energy each, and one more. A few find
-            regions again that no kernel goes between, where coordinates hang together little. By
-            default 3 where the chains of the short run stay in regions that they began in, else
-            none; not for discrete states.
+        jumps: After the kernel's steps at each level, how often it is proposed to put some
+            coordinates where chains of the pilot were, each coordinate by itself. A few are enough to
+            go between regions that no kernel goes between, where coordinates hang together little.
+            Each takes an energy, and one more a level. By default 3 where the chains of the short run
+            stay in regions that they began in; none elsewhere, without a short run (a base is given,
+            and `check=False`), and for discrete states.
         island: How many chains are resampled together; by default 256, or all where they are fewer.
         pilot: How many chains find the ladder.
         check: Whether the weighted draws are compared with a short tuned Hamiltonian run, where
@@ -296,15 +297,10 @@ def log_partition(
     for doubt in doubts:
         warn(f"log_partition: {doubt}")
     known = _log_z(begun.base, draws.final.dtype, draws.final.device, seed)
-    parts = [draws.cost, found.cost, *begun.costs]
-    cost = Cost({kind: sum(p.get(kind, 0) for p in parts) for part in parts for kind in part})
+    cost = _together([draws.cost, found.cost, *begun.costs])
     ratio = "" if known is not None else "ratio to the base, "
     how = f"{method.upper()} ({ratio}{ladder.levels} levels, effective {effective:.0f} of {chains} chains)"
-    how += ", not to be trusted" if doubts else ""
-    status = (
-        Status.NONFINITE if not bool(draws.ok.all()) else Status.UNTRUSTED if doubts else Status.OK
-    )
-    return Estimate(value + (known or 0.0), stderr, how, cost, torch.tensor(int(status)))
+    return _told(Estimate(value + (known or 0.0), stderr, how, cost), draws, bool(doubts))
 
 
 @explained
@@ -354,11 +350,21 @@ def log_evidence(draws: Draws) -> Estimate:
             "not known"
         )
     how = f"weights (effective {effective:.0f} of {len(log_weight)} chains)"
-    status = (
-        Status.NONFINITE if not bool(draws.ok.all()) else Status.UNTRUSTED if doubts else Status.OK
-    )
-    how += ", not to be trusted" if doubts else ""
-    return Estimate(value, stderr, how, draws.cost, torch.tensor(int(status)))
+    return _told(Estimate(value, stderr, how, draws.cost), draws, doubts)
+
+
+def _told(found: Estimate, draws: Draws, doubted: bool) -> Estimate:
+    """An estimate whose method and status say whether it is to be trusted."""
+    status = Status.UNTRUSTED if doubted else Status.OK
+    if not bool(draws.ok.all()):
+        status = Status.NONFINITE
+    method = found.method + (", not to be trusted" if doubted else "")
+    return replace(found, method=method, status=torch.tensor(int(status)))
+
+
+def _together(parts: list[Cost]) -> Cost:
+    """What several parts cost."""
+    return Cost({kind: sum(p.get(kind, 0) for p in parts) for part in parts for kind in part})
 
 
 def _in_free_space(field: Any, base: Any) -> tuple[Any, Any]:
@@ -489,16 +495,16 @@ def _far(law: Any, room: _Room) -> tuple[Any, Cost]:
     Where hardly any draw of a wide law has density, as of a field on a ball, the pilot would be
     copies of few chains, which say nothing of where the field is.
     """
-    spent: Cost = Cost()
+    spent: list[Cost] = []
     most, of_root = FARTHER
     while most > 1:
         far = _widened(law, (most, of_root))
         share, cost = room(far)
-        spent = Cost({kind: spent.get(kind, 0) + n for kind, n in cost.items()})
+        spent.append(cost)
         if share >= ROOM:
-            return far, spent
+            return far, _together(spent)
         most, of_root = most / 2, of_root / 2
-    return None, spent
+    return None, _together(spent)
 
 
 def _room(field: Any, population: Population, law: Any) -> tuple[float, Cost]:
