@@ -209,6 +209,7 @@ def wells(dim):
 def test_chains_jump_where_those_of_the_short_run_stay(field, by_default, otherwise, monkeypatch):
     """By default, with the noise of a run that is asked to."""
     monkeypatch.setattr(partition, "_look", cache(partition._look))
+    monkeypatch.setattr(partition, "SEARCHES", 0)
     run = {"chains": 16, "levels": 2, "pilot": 16, "progress": False}
     found, same, other = (
         stk.log_partition(field, **run, **given)

@@ -29,6 +29,7 @@ from torch import distributions as td
 
 from scoretk.core.keywords import explained
 from scoretk.errors import InvalidArgument
+from scoretk.fields.protocols import optional
 from scoretk.fields.wrappers import check_rows
 
 __all__ = [
@@ -71,7 +72,9 @@ def negative_log_likelihood(log_prob: Callable[[Tensor], Tensor], x: Tensor) -> 
     """
     if not callable(log_prob):
         way = (
-            f"Its own: {type(log_prob).__name__}.log_prob" if hasattr(log_prob, "log_prob") else ""
+            f"Its own: {type(log_prob).__name__}.log_prob"
+            if optional(log_prob, "log_prob") is not None
+            else ""
         )
         raise InvalidArgument("log_prob", log_prob, "a callable log_prob(x)", way)
     return -check_rows("log_prob", log_prob(x), x.shape[:1], "A log density gives one number a row")
