@@ -338,6 +338,32 @@ def test_modes_are_left_as_found_when_the_model_fails():
     assert [p.requires_grad for p in net.parameters()] == [False, True]
 
 
+SEEN = {
+    "a tensor": torch.ones(2),
+    "a parameter": torch.nn.Parameter(torch.ones(2)),
+    "a module": torch.nn.Identity(),
+    "an array": np.ones(2),
+}
+
+
+@pytest.mark.parametrize("inside", [False, True], ids=["by the user's code", "by its own code"])
+@pytest.mark.parametrize("kind", SEEN)
+def test_data_of_an_installed_package_is_followed_whoever_names_it(kind, inside, monkeypatch):
+    package = types.ModuleType("installed_for_a_test")
+    package.__file__ = "/site-packages/installed_for_a_test.py"
+    package.item, package.number = SEEN[kind], 2.5
+    exec("def inner(): return item, number", vars(package))
+    monkeypatch.setitem(sys.modules, package.__name__, package)
+
+    names = {"package": package, "__name__": "elsewhere"}
+    called = "package.inner()" if inside else "package.item, package.number"
+    exec(f"def outer(): return {called}", names)
+    found = anatomy.walk(names["outer"])
+    assert any(part is package.item for part in found)
+    reached = [part for item in found for _, part in anatomy.parts(item)]
+    assert any(part is package.number for part in reached)
+
+
 def test_each_object_is_seen_once_and_cycles_end():
     loop: list = []
     loop.append({"loop": loop, "again": loop})

@@ -21,6 +21,7 @@ import pytest
 import torch
 
 import scoretk as stk
+from scoretk.core.ranks import Ranks
 from scoretk.errors import RankFailure
 from scoretk.run import batches, group, heartbeat, messages
 from scoretk.run import ranks as processes
@@ -1129,3 +1130,21 @@ found["never"] = jobs.Job(1, jobs.saved, folder / "never").wait()
     assert "rank 1 of 2 has had no heartbeat for 4 s" in found[1][0][1]
     assert "rank 0 of 2" not in found[1][1][1]
     assert "This process itself had no heartbeat for 1" in str(found[1][1][2])
+
+
+@pytest.mark.parametrize("calls", [("0", "0"), ("0", "1"), ("0", processes.END)])
+def test_a_rank_remembers_the_first_error_and_neither_waits_nor_asks_again(calls, monkeypatch):
+    """Two ranks, of which the other is not there; the second call has an error of its own by then."""
+    slept = []
+    monkeypatch.setattr(processes, "FAREWELL", 0.02)
+    monkeypatch.setattr(processes.time, "sleep", slept.append)
+    store = torch.distributed.HashStore()
+    job = processes._Job(Ranks(1, 2), (1,), store, 1.0)
+    first, again = (processes._Shared(job, call) for call in calls)
+    error = ValueError("the first")
+    assert first._first(error) is error
+    assert slept
+    slept.clear()
+    again.store.set("error", processes.packed(KeyError("another"), 0))
+    assert again._first(error) is error
+    assert not slept

@@ -278,6 +278,24 @@ class TestFromDistribution:
             stk.from_distribution(torch.distributions.Normal(torch.zeros(3), torch.ones(3)))
 
 
+@pytest.mark.parametrize("kind", [torch.int64, torch.int32, torch.bool])
+@pytest.mark.parametrize("array", [False, True], ids=["tensors", "arrays"])
+@pytest.mark.parametrize("whose", ["fn", "grad"])
+def test_an_answer_of_whole_numbers_is_refused_whoever_gives_it(whose, array, kind):
+    """A gradient that was cut to integers is no gradient."""
+
+    def whole(found):
+        found = torch.as_tensor(found).to(kind)
+        return found.numpy() if array else found
+
+    functions = {"fn": lambda x: (x**2).sum(1) / 2, "grad": lambda x: x}
+    own = functions[whose]
+    functions[whose] = lambda x: whole(own(x))
+    field = stk.Energy(functions["fn"], (2,), grad=functions["grad"])
+    with pytest.raises(stk.InvalidArgument, match=str(kind)):
+        field.score(torch.ones(4, 2))
+
+
 class TestResolve:
     def test_missing_capabilities_say_what_would_bridge(self):
         ring = ring_mixture()

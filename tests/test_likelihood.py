@@ -386,6 +386,23 @@ def test_a_row_has_its_value_whatever_its_neighbours(trace):
     torch.testing.assert_close(together.stderr[:1], alone.stderr, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("probes", [4, 9])
+@pytest.mark.parametrize("method", ["heun", "dopri5"])
+@pytest.mark.parametrize("trace", ["hutchinson", "hutch++"])
+def test_products_are_counted_as_they_are_made(trace, method, probes, monkeypatch):
+    made, own = [], likelihood.products
+
+    def counted(u, y, directions, keep=False):
+        made.append(directions.shape[0] * directions.shape[1])
+        return own(u, y, directions, keep)
+
+    monkeypatch.setattr(likelihood, "products", counted)
+    field, x = blob((1, 2, 3)).noised(stk.VP()), rows_of((1, 2, 3))
+    settings = {"steps": 4} if method == "heun" else {}
+    found = stk.log_prob(field, x, method=method, trace=trace, probes=probes, **settings)
+    assert sum(made) == found.cost["vjp"]
+
+
 def test_conditions_reach_the_model():
     """dx/dt = c, from N(0, I): N(c, I)."""
     field = stk.Velocity(

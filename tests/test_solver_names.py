@@ -112,6 +112,23 @@ def test_the_protocol_is_written_once_and_what_lacks_some_of_it_is_told():
         stk.sample(FIELD, Half(), chains=2)
 
 
+METHODS = ("init", "step")
+
+
+@pytest.mark.parametrize("lacking", [METHODS[:1], METHODS[1:], METHODS], ids=" and ".join)
+def test_a_class_that_lacks_a_method_is_no_solver_class(lacking, tmp_path, monkeypatch):
+    """Under its entry point it is broken, and as an object it is no solver."""
+    source = "class Half:\n    needs = frozenset({'score'})\n" + "".join(
+        f"    def {name}(self, *given): ...\n" for name in METHODS if name not in lacking
+    )
+    install(tmp_path, "lab-half", source, half="Half")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(stk.BrokenPlugin, match=f"it has no {' and no '.join(lacking)}"):
+        stk.load_solver("half")
+    with pytest.raises(stk.InvalidArgument, match="a solver object or the name of one"):
+        stk.sample(FIELD, sys.modules.pop("lab_half_kernels").Half(), chains=2)
+
+
 def test_what_a_solver_says_of_itself_counts_and_the_rest_has_its_default():
     """Each of `Traits` reaches what asks for it; `tuned_by` and nested solvers pass on what theirs say."""
 

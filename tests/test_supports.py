@@ -11,6 +11,7 @@ from torch.autograd.functional import jacobian
 from torch.distributions import biject_to, constraints
 
 import scoretk as stk
+from scoretk.fields import freelaws
 from scoretk.fields.distribution import in_free_space
 from scoretk.fields.resolve import resolve
 from scoretk.fields.supports import bijection
@@ -216,6 +217,37 @@ def test_outside_the_support_the_density_is_zero_whatever_torch_makes_of_it():
     assert float(inside) == pytest.approx(
         math.log(0.3) + float(td.Pareto(t(1.0), t(2.0)).log_prob(t(1.5)))
     )
+
+
+@pytest.mark.parametrize("name", LAWS)
+def test_where_a_density_is_zero_its_slope_is_too_whatever_torch_makes_of_it(name):
+    """Else one component of a mixture, or one row, makes NaN of the gradients of the others."""
+    law = LAWS[name]
+    x = t(-7.0, -1.3, 31.0).reshape(-1, *(1 for _ in law.event_shape))
+    x = x.expand(-1, *law.event_shape).clone().requires_grad_()
+    values = freelaws.log_density(freelaws.unvalidated(law), x)
+    (slope,) = torch.autograd.grad(values.sum(), x)
+    nowhere = values == -torch.inf
+    assert nowhere.any()
+    assert (slope[nowhere] == 0).all()
+
+
+class Sides(td.Distribution):
+    """An exponential in each of its entries, whose support is said of an entry."""
+
+    arg_constraints, support = {}, constraints.positive
+
+    def __init__(self):
+        super().__init__(event_shape=(2,), validate_args=False)
+
+    def log_prob(self, x):
+        return -x.sum(-1)
+
+
+def test_an_event_is_inside_where_all_of_its_entries_are():
+    x = torch.cartesian_prod(t(-1.0, 0.5), t(-2.0, 0.7))
+    found = freelaws.log_density(Sides(), x)
+    assert found.tolist() == [-math.inf] * 3 + [pytest.approx(-1.2)]
 
 
 def test_what_cannot_be_sampled_is_refused_with_the_way_out():

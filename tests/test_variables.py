@@ -882,3 +882,26 @@ def test_one_entry_outside_is_outside():
     for row in x[3:]:
         with pytest.raises(InvalidArgument):
             stk.sample(field, stk.ULA(0.1), steps=1, init=row[None])
+
+
+PRIOR = {"mu": (), "tau": constraints.positive}
+TAKES_NAMES = {
+    "an energy": lambda fails, of: stk.Energy(fails, variables=of),
+    "a likelihood": lambda fails, of: stk.posterior(
+        stk.Energy(lambda mu, tau: mu.square() + tau, variables=of), fails, measured="y"
+    ),
+}
+
+
+@pytest.mark.parametrize("supports", [True, False])
+@pytest.mark.parametrize("name", TAKES_NAMES)
+def test_a_function_of_variables_that_fails_is_told_the_shapes_of_all_that_it_gets(name, supports):
+    def fails(mu, tau, y):
+        raise RuntimeError("the model's own")
+
+    variables = dict(PRIOR) if supports else dict.fromkeys(PRIOR, ())
+    with pytest.raises(RuntimeError, match="own") as raised:
+        stk.sample(TAKES_NAMES[name](fails, variables), chains=4, cond={"y": torch.zeros(4, 3)})
+    (note,) = [note for note in raised.value.__notes__ if note.startswith("scoretk: ")]
+    for said in ("mu of shape (4,)", "tau of shape (4,)", "y of shape (4, 3)"):
+        assert said in note

@@ -312,6 +312,20 @@ def test_a_chain_that_stays_by_chance_is_not_stuck():
     assert "stuck" in {finding.kind for finding in drawn(frozen).summary().findings}
 
 
+@pytest.mark.parametrize("chains", [200, 2000])
+def test_of_many_chains_some_stay_for_long_by_chance(chains):
+    """Half of the proposals are accepted, and some chain stays for a fifth of the run; one that stays for half of it is stuck."""
+    generator = torch.Generator().manual_seed(5)
+    x = normal(0, chains, 60, 1)
+    moved = torch.rand(chains, 60, generator=generator) < 0.5
+    for t in range(1, 60):
+        x[:, t] = torch.where(moved[:, t, None], x[:, t], x[:, t - 1])
+    assert (moved[:, 1:].unfold(1, 12, 1).sum(2) == 0).any()
+    assert "stuck" not in {finding.kind for finding in drawn(x).summary().findings}
+    x[7, 20:50] = x[7, 20]
+    assert "stuck" in {finding.kind for finding in drawn(x).summary().findings}
+
+
 # ---- mutants ------------------------------------------------------------------------------------------------------------
 
 

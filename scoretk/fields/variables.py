@@ -398,7 +398,7 @@ def _called(
     try:
         return fn(**values, **cond)
     except Exception as error:
-        noted(error, "fn", values)
+        noted(error, "fn", {**values, **cond})
         raise
 
 

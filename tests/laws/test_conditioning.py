@@ -354,3 +354,26 @@ def test_a_mask_takes_events_of_its_own_shape_alone(shape):
     assert mask(torch.zeros(4, 2, 3)).shape == (4, 6)
     with pytest.raises(stk.InvalidArgument, match="shape of an event"):
         mask(torch.zeros(4, *shape))
+
+
+@pytest.mark.parametrize("method", ["energy", "score"])
+@pytest.mark.parametrize("support", [None, torch.distributions.constraints.positive])
+def test_what_is_measured_goes_to_the_likelihood_alone_under_a_map_too(support, method):
+    """A prior and a likelihood, each with a condition of its own."""
+
+    def energy(x, scale):
+        return x.square().sum(1) / scale
+
+    def joint(x, scale, y):
+        return energy(x, scale) + (x.sum(1) - y).square()
+
+    def log_likelihood(x, y):
+        return -(x.sum(1) - y).square()
+
+    prior, whole = (
+        field if support is None else stk.constrained(field, support)
+        for field in (stk.Energy(fn, (3,)) for fn in (energy, joint))
+    )
+    found = stk.posterior(prior, log_likelihood, measured="y")
+    x, cond = tensor(X).abs(), {"scale": tensor([1.5, 2.5]), "y": tensor([0.3, -0.4])}
+    torch.testing.assert_close(getattr(found, method)(x, **cond), getattr(whole, method)(x, **cond))
