@@ -194,3 +194,16 @@ def test_a_difference_is_one_where_it_is_clear_beside_those_between_rows(share, 
         return
     with pytest.raises(stk.InvalidArgument, match="depends on that row alone"):
         stk.sample(field, HALF, chains=64, steps=100)
+
+
+@pytest.mark.parametrize("apart", [0.0, 10.0, 1000.0])
+@pytest.mark.parametrize(("chains", "steps"), [(4, 200), (64, 2)])
+def test_columns_that_lie_apart_hide_nothing(chains, steps, apart):
+    """How far answers lie apart is how far rows do, in each column."""
+
+    def score(x):
+        return -x - 0.1 * x.roll(1, 0) + apart * torch.linspace(-1, 1, 3, dtype=x.dtype)
+
+    field = stk.Score(score, (3,))
+    with pytest.raises(stk.InvalidArgument, match="depends on that row alone"):
+        stk.sample(field, HALF, chains=chains, steps=steps, dtype=torch.float64)

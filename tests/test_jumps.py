@@ -130,6 +130,17 @@ def test_intervals_rise_and_reach_beyond_all_chains(chains):
     assert bool((copies.diff(dim=0) > 0).all())
 
 
+@pytest.mark.parametrize("end", [0, 1, -1])
+def test_from_every_end_of_an_interval_a_chain_jumps_as_from_within_or_not_at_all(end):
+    """The lowest is within, to where a proposal may be rounded; the highest is within."""
+    flat = resolve(stk.Energy(lambda x: 0 * x.sum(1), (1,)), {"energy"})
+    ends = torch.linspace(-1.0, 2.0, 7)[:, None]
+    start = ends[end].expand(64, 1).clone()
+    x = jump(flat, start, ends, stk.Noise(2, 64), 0, 8)
+    assert (x != start).all()
+    assert ((x >= ends[0]) & (x <= ends[-1])).all()
+
+
 def test_of_many_chains_intervals_are_equally_likely():
     x = exact(stk.Noise(8, CHAINS, dtype=torch.float64))
     ends = quantiles_of(x)

@@ -14,6 +14,7 @@ from torch import distributions as td
 
 import scoretk as stk
 from scoretk.fields import NormalBase
+from scoretk.fields.resolve import resolve
 from scoretk.inference import partition
 from scoretk.inference.partition import (
     LOOK_STEPS,
@@ -312,6 +313,26 @@ def test_weighted_draws_follow_the_target():
         assert float((mean - 2).abs().max()) < z_limit(6) * 0.3 / math.sqrt(
             min(effective, 4096 / 8)
         )
+
+
+@pytest.mark.parametrize("ladder", [None, "jumps"])
+def test_a_weight_that_is_zero_stays_zero(ladder):
+    """Wherever the chain goes on to."""
+    field = resolve(SHIFTED, {"energy"})
+    x, levels = torch.zeros(6, *field.event_shape), 4
+    if ladder is not None:
+        ends = torch.linspace(-4, 4, 5).reshape(1, 5, *(1 for _ in field.event_shape))
+        ends = ends.expand(levels, 5, *field.event_shape)
+        weights = tuple(k / levels for k in range(levels + 1))
+        ladder = Ladder(weights, jumps=2, quantiles=ends)
+    solver, noise = stk.AIS(levels=levels, ladder=ladder), stk.Noise(3, 6)
+    state = solver.init(field, x, noise)
+    dead = torch.tensor([True, False, True, False, False, True])
+    state = state._replace(dead=dead)
+    for _ in range(levels):
+        state, info = solver.step(field, state, noise)
+        assert torch.equal(state.dead, dead)
+        assert torch.equal(info["log_weight"] == -torch.inf, dead)
 
 
 def test_chains_are_the_same_in_any_batch():

@@ -62,6 +62,30 @@ def test_listening_finds_what_is_asked_for_the_steps_own_index():
     assert listen(stk.ULA(0.1), field, start, noise, 0).is_all
 
 
+@dataclass(frozen=True)
+class OfTwoSteps(Asker):
+    """A solver that asks for a number of its own step, and for the same kind of another step."""
+
+    ahead: int = 1
+
+    def step(self, field, state, noise):
+        k, shape, dtype = state.step, tuple(state.x.shape[1:]), state.x.dtype
+        u = noise.uniform(k, stk.Stream.PROBE, (), dtype)[:, None]
+        one, other = (
+            noise.normal(i, stk.Stream.PROPOSAL, shape, dtype) for i in (k, k + self.ahead)
+        )
+        return State(state.x + u * (one - other), k + 1), {}
+
+
+@pytest.mark.parametrize("ahead", [1, -1, 7])
+def test_a_kind_that_is_asked_for_another_step_too_is_left_to_the_graph(ahead):
+    noise = stk.Noise(3, 4)
+    state = State(torch.zeros(4, 2), torch.tensor(9))
+    heard = listen(OfTwoSteps(ahead=ahead), None, state, noise, 9)
+    assert heard.asked == (Request("uniform", stk.Stream.PROBE, (), torch.float32),)
+    assert not heard.is_all
+
+
 @pytest.mark.compiled
 @pytest.mark.parametrize("keep", ["all", "last", "moments"])
 def test_compiled_with_a_tape_is_the_eager_run(keep):

@@ -4,7 +4,9 @@ import inspect
 import sys
 import types
 import warnings
+from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 import torch
@@ -587,3 +589,73 @@ def test_answers_are_compared_in_the_precision_that_they_are_made_in(dtype, told
         stk.load_pretrained(folder, made(1 + told, dtype))
     with pytest.raises(InvalidArgument, match="answers otherwise"):  # of the least row alone
         stk.load_pretrained(folder, made(1.0, dtype, told))
+
+
+class Uneven(torch.nn.Module):
+    """Answers whose rows are of different sizes, and whose last entries are nothing beside their first."""
+
+    def __init__(self, shape, row=0.0, entry=0.0):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(()))
+        sizes = torch.logspace(0, -8, torch.Size(shape).numel())
+        sizes[-1] += entry
+        self.sizes, self.row = Whole(sizes.reshape(shape)), row
+
+    def forward(self, x, t):
+        rows = 0.1 ** (torch.arange(len(x)) % 2).reshape(-1, *(1 for _ in x.shape[1:]))
+        return self.weight * rows * (1 + self.row * (rows < 1)) * self.sizes.value
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A tensor that is no state of a network."""
+
+    value: torch.Tensor
+
+
+SHAPES = [(), (3,), (2, 2), (1, 2, 3), (3, 2, 1)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_answers_are_compared_by_the_largest_of_each_event_whatever_its_shape(shape, tmp_path):
+    """A part of 5e-6 of that is rounding, in whichever entry; one of 1e-2 is another field, in whichever row."""
+
+    def made(**options):
+        return stk.Diffusion(Uneven(shape, **options), shape)
+
+    folder = stk.save_pretrained(made(), tmp_path)
+    stk.load_pretrained(folder, made(row=5e-6))
+    stk.load_pretrained(folder, made(entry=5e-6))
+    for other in ({"row": 1e-2}, {"entry": 1e-2}):
+        with pytest.raises(InvalidArgument, match="answers otherwise"):
+            stk.load_pretrained(folder, made(**other))
+
+
+class FailsOnStates(torch.nn.Module):
+    """A network that serves gradients between states, and fails at them."""
+
+    def __init__(self, error):
+        super().__init__()
+        self.table, self.error = torch.nn.Parameter(torch.ones(2)), error
+
+    def forward(self, x):
+        if bool((x == x.round()).all()):
+            raise self.error
+        return (x * self.table).sum(1)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no kernel for it"), ValueError("of the model")])
+def test_a_field_of_states_that_fails_at_them_is_not_stored(error, tmp_path):
+    field = stk.Discrete(stk.Energy(FailsOnStates(error), (2,)), (0.0, 1.0))
+    with pytest.raises(InvalidArgument, match="answers at points") as told:
+        stk.save_pretrained(field, tmp_path / "a")
+    assert told.value.__cause__ is error
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize("name", ["a file", "nothing", "nothing/at/all"])
+@pytest.mark.parametrize("kind", [str, Path])
+def test_what_is_no_folder_is_told_as_such(kind, name, tmp_path, trained):
+    (tmp_path / "a file").write_text("")
+    with pytest.raises(InvalidArgument, match=r"a folder, or the id of a repository, user/name"):
+        stk.load_pretrained(kind(tmp_path / name), trained)

@@ -9,7 +9,7 @@ from torch.distributions import MultivariateNormal, constraints
 import scoretk as stk
 from scoretk.fields.conditions import taken
 from scoretk.fields.protocols import is_timed, offers
-from scoretk.fields.resolve import StaticField
+from scoretk.fields.resolve import StaticField, resolve
 from scoretk.models.targets.mixture import GaussianMixture
 
 MIXTURE = GaussianMixture(torch.zeros(1, 2), torch.ones(1), torch.ones(1))
@@ -237,3 +237,23 @@ def test_fields_that_are_joined_are_on_one_path_whichever_is_odd(join, odd):
     ]
     with pytest.raises(stk.InvalidArgument, match="on one Gaussian path"):
         join(fields) if join is not stk.product else join(*fields)
+
+
+CLAIMS = [{"energy"}, {"score"}, {"energy", "score"}]
+
+
+@pytest.mark.parametrize("has", [set(), {"energy"}, {"score"}])
+@pytest.mark.parametrize("claims", CLAIMS, ids=" and ".join)
+def test_what_a_field_claims_it_has(claims, has):
+    class Claiming:
+        event_shape, provides = (2,), frozenset(claims)
+
+    for name in has:
+        setattr(Claiming, name, lambda self, x: x.square().sum(1))
+    lacking = claims - has
+    needs = {"energy"} if "energy" in claims else {"score"}
+    if not lacking:
+        assert resolve(Claiming(), needs) is not None
+        return
+    with pytest.raises(stk.MissingCapability, match=f"It claims {', '.join(sorted(lacking))}"):
+        resolve(Claiming(), needs)

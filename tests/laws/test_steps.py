@@ -860,6 +860,19 @@ def test_techniques_of_ncsnv2():
     assert off(eps) <= min(off(q * last**2) for q in np.linspace(0.001, 0.999, 999)) + 1e-6
 
 
+@pytest.mark.parametrize("steps", [1, 5, 100])
+@pytest.mark.parametrize("gamma", [1.01, 1.2, 3.0])
+def test_no_step_near_that_of_technique_four_is_better(gamma, steps):
+    """To a millionth of it."""
+    q = np.float64(stk.ncsnv2_step_size([gamma, 1.0], steps))
+
+    def off(q):
+        k = 2 / (2 - q)
+        return abs((1 - q) ** (2 * steps) * (gamma**2 - k) + k - 1)
+
+    assert all(off(q * (1 + e)) >= off(q) - 1e-13 for e in (-1e-6, 1e-6) if q * (1 + e) < 1)
+
+
 def test_draws_of_a_base_are_brought_to_the_first_level():
     solver = stk.AnnealedLangevin((2.0, 0.5), 1, 0.01)
     bound = resolve(TIMED, solver.needs, timed=True)
