@@ -111,9 +111,17 @@ def test_a_solver_with_a_grid_of_its_own_is_not_extended(tmp_path, make):
         stk.sample(field, make(steps=8), chains=2, checkpoint=tmp_path / "c")
 
 
-def compiled_run(path, solver, steps):
+def compiled_run(path, solver, steps, warmup=None):
     return stk.sample(
-        FIELD, solver, chains=8, steps=steps, seed=3, compile=True, checkpoint=path, progress=False
+        FIELD,
+        solver,
+        chains=8,
+        steps=steps,
+        warmup=warmup,
+        seed=3,
+        compile=True,
+        checkpoint=path,
+        progress=False,
     )
 
 
@@ -124,21 +132,21 @@ def test_a_compiled_run_is_extended_from_any_step(tmp_path, made, solver):
     assert_equal(compiled_run(tmp_path / "c", solver, 30), compiled_run(tmp_path / "d", solver, 30))
 
 
-@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize(("known", "warmup"), [(True, 0), (False, 0), (True, 5)])
 def test_a_run_by_calls_of_several_steps_is_extended_from_a_multiple(
-    tmp_path, made, no_loop, monkeypatch, known
+    tmp_path, made, no_loop, monkeypatch, known, warmup
 ):
-    """A file that does not say how its last steps were made is taken for one of such a run."""
+    """Those of its warmup count. A file that does not say how its last steps were made is taken for one of such a run."""
     if not known:
         monkeypatch.setattr(resume, "opened", lambda *a, of=resume.opened: forgotten(*of(*a)))
     solver = stk.MALA(0.1)
-    compiled_run(tmp_path / "c", solver, 13)
+    compiled_run(tmp_path / "c", solver, 13 - warmup, warmup)
     with pytest.raises(
         stk.CheckpointError, match="13 steps, the last few of which were not made by"
     ):
-        compiled_run(tmp_path / "c", solver, 30)
-    compiled_run(tmp_path / "d", solver, 16)
-    assert compiled_run(tmp_path / "d", solver, 30).x.shape[1] == 30
+        compiled_run(tmp_path / "c", solver, 30, warmup)
+    compiled_run(tmp_path / "d", solver, 16 - warmup, warmup)
+    assert compiled_run(tmp_path / "d", solver, 30, warmup).x.shape[1] == 30
 
 
 def forgotten(tensors, header):

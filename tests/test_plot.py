@@ -4,6 +4,7 @@ import inspect
 import itertools
 import sys
 from importlib.util import find_spec
+from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from torch.distributions import Gamma, Independent, constraints
 
 import scoretk as stk
+from scoretk.core import arvizplots
 from scoretk.diagnostics.plot import chains as of_chains
 from scoretk.diagnostics.plot import marginals, plane, sheet
 
@@ -104,6 +106,29 @@ def test_chains_are_drawn_by_arviz_where_it_is_installed_and_by_us_where_not(
     ):
         draws.plot(kind)
     assert asked == [f"ArviZ's {kind}" if installed else "matplotlib"]
+
+
+@pytest.mark.parametrize("shown", [True, False])
+@pytest.mark.parametrize("kind", arvizplots.BEFORE)
+def test_arviz_draws_into_no_window_whether_figures_are_shown_by_themselves_or_not(kind, shown):
+    """And leaves pyplot as it was, without the figure."""
+    seen = []
+
+    def drawn(data, **told):
+        seen.append(pyplot.isinteractive())
+        return pyplot.subplots()[1]
+
+    az = SimpleNamespace(__version__="0.20", **{arvizplots.BEFORE[kind][0]: drawn})
+    with (
+        mock.patch.object(arvizplots, "arviz", return_value=az),
+        mock.patch.object(arvizplots, "inference_data"),
+        pyplot.ion() if shown else pyplot.ioff(),
+    ):
+        open_before = pyplot.get_fignums()
+        arvizplots.chain_figure(kind, {"x": np.zeros((2, 5))})
+        assert seen == [False]
+        assert pyplot.isinteractive() == shown
+        assert pyplot.get_fignums() == open_before
 
 
 @pytest.mark.slow

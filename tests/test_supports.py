@@ -294,6 +294,29 @@ def test_combinations_of_distributions_act_in_the_users_space():
         stk.product(gamma, beta)
 
 
+NESTED = {
+    "positive": [LAWS["Gamma"], LAWS["LogNormal"], td.Exponential(t(1.5))],
+    "in an interval": [LAWS["Beta"], LAWS["Kumaraswamy"], td.Beta(t(2.0), t(3.0))],
+    "of all numbers": [
+        td.Normal(t(0.0), t(1.0)),
+        td.Laplace(t(1.0), t(2.0)),
+        td.Cauchy(t(0.0), t(1.0)),
+    ],
+}
+
+
+@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize("name", NESTED)
+def test_a_mixture_within_a_mixture_is_the_mixture_of_all(name, order):
+    """Also where one of the two is a field under its support already, and the other a law that has one."""
+    laws, z = NESTED[name], t(-1.2, 0.3, 1.7)
+    inner = (stk.mixture(laws[:2], (0.25, 0.75)), 0.4)
+    fields, weights = zip(*[inner, (laws[2], 0.6)][::order], strict=True)
+    found, right = stk.mixture(fields, weights), stk.mixture(laws, (0.1, 0.3, 0.6))
+    torch.testing.assert_close(found.log_prob(z), right.log_prob(z))
+    torch.testing.assert_close(found.score(z), right.score(z))
+
+
 # --- edges ---------------------------------------------------------------------------------------------------------------
 
 

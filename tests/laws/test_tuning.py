@@ -689,3 +689,14 @@ def test_a_chain_that_follows_does_what_it_does_beside_its_like(name):
     for some in (far, [i for i in ids if i not in far]):
         for leaf, value in followed(solver, some, far).items():
             torch.testing.assert_close(together[leaf][some], value, msg=leaf)
+
+
+@pytest.mark.parametrize("size", [1e-3, 0.3, 40.0])
+def test_a_length_that_nothing_was_learned_of_is_that_of_a_step(size):
+    """In whatever units x is: of one chain, or of a warmup of no step."""
+    part, x = length.SquaredJumps(0.025, 1000), torch.zeros(1, 2, dtype=torch.float64)
+    begun = State(x=x, step_size=torch.tensor(size, dtype=torch.float64))
+    state, memory, _ = part.begin(None, None, begun, None, torch.ones(1, dtype=torch.bool))
+    assert float(state.length) == pytest.approx(size)
+    memory, found = part._ascend(memory, 0.0, size, float(state.length), True)
+    assert found == pytest.approx(length.STRETCH * size)
