@@ -317,6 +317,26 @@ def test_a_mixture_within_a_mixture_is_the_mixture_of_all(name, order):
     torch.testing.assert_close(found.score(z), right.score(z))
 
 
+LOSES_AXES = {
+    "of a correlation": (td.LKJCholesky(3, t(1.5)), [td.CorrCholeskyTransform().inv]),
+    "of a simplex": (td.Dirichlet(t(1.0, 2.0, 3.0)), [td.StickBreakingTransform().inv]),
+    "of a row": (td.Independent(td.Normal(t(0.0)[None], 1.0), 1), [td.ReshapeTransform((1,), ())]),
+}
+
+
+@pytest.mark.parametrize("name", LOSES_AXES)
+def test_the_jacobian_of_a_map_that_loses_axes_is_one_number_a_row(name):
+    law = td.TransformedDistribution(*LOSES_AXES[name])
+    space = freelaws.support_of(freelaws.unvalidated(law))
+    shape = space.free_shape((4, *law.event_shape))
+    z = torch.linspace(-1.3, 1.7, math.prod(shape), dtype=torch.float64).reshape(shape).sin()
+    each = [jacobian(lambda row: space.constrain(row[None])[0], row) for row in z]
+    size = math.prod(law.event_shape)
+    right = torch.stack([j.reshape(size, -1).slogdet().logabsdet for j in each])
+    found = space.log_jacobian(z, space.constrain(z))
+    torch.testing.assert_close(found.reshape(4, -1).sum(1), right)
+
+
 # --- edges ---------------------------------------------------------------------------------------------------------------
 
 

@@ -518,3 +518,16 @@ def test_a_kernel_that_keeps_no_gradient_is_refused():
         stk.sample(gaussian(), ParallelTempering(), chains=2, steps=2, warmup=0)
     with pytest.raises(stk.MissingCapability):
         stk.sample(COLD, ParallelTempering(), chains=2, steps=2)
+
+
+NESTING = {"ParallelTempering": stk.ParallelTempering, "AIS": stk.AIS, "SMC": stk.SMC}
+
+
+@pytest.mark.parametrize("temperature", [0.5, 0.99, 2.0])
+@pytest.mark.parametrize("name", NESTING)
+def test_what_tempers_takes_kernels_at_temperature_one_alone(name, temperature):
+    """Hotter ones and colder ones leave another law as it is."""
+    kernel = stk.MALA(0.1, temperature=temperature)
+    with pytest.raises(stk.InvalidArgument, match="at temperature 1"):
+        NESTING[name](kernel=kernel)
+    assert NESTING[name](kernel=stk.MALA(0.1)).kernel == stk.MALA(0.1)

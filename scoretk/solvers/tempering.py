@@ -204,13 +204,6 @@ class ParallelTempering(Tunable):
             raise InvalidArgument(
                 "kernel", self.kernel, "a kernel with nothing to tune but its step size", advice
             )
-        if traits(self.kernel).temperature != 1:
-            raise InvalidArgument(
-                "kernel",
-                self.kernel,
-                "a kernel at temperature 1",
-                "Temper the field: scoretk.tempered",
-            )
         counts(self, replicas=2)
         if finite("hottest", self.hottest) <= 1:
             raise InvalidArgument("hottest", self.hottest, "a temperature above 1")
