@@ -16,7 +16,7 @@ from scoretk.cli import main
 from scoretk.core.noise import Noise
 from scoretk.core.streams import Stream
 from scoretk.demo.bench.mnist import grey as grey_images
-from scoretk.demo.bench.mnist import table
+from scoretk.demo.bench.mnist import table, training
 from scoretk.demo.bench.mnist.data import Split, binarised, grey_split, split
 from scoretk.demo.bench.mnist.estimates import CHUNK, Nats, Second, by_log_z, by_weights, exactly
 from scoretk.demo.bench.mnist.families import Masked
@@ -26,7 +26,7 @@ from scoretk.demo.bench.mnist.judge import Judge, judge_of
 from scoretk.demo.bench.mnist.masks import ManyMasks, OrderMixture
 from scoretk.demo.bench.mnist.mixture import BernoulliMixture, expectation_maximisation
 from scoretk.demo.bench.mnist.published import FAMILIES
-from scoretk.demo.bench.mnist.training import Plan, Point, Trained, limited, looks
+from scoretk.demo.bench.mnist.training import Plan, Point, Trained, limited, looks, timed
 from scoretk.demo.bench.rows import Asked, Curve
 from scoretk.models.digits.networks import fresh
 from scoretk.models.latent.autoregressive import Backbone
@@ -508,6 +508,22 @@ def test_minutes_are_steps_by_the_time_of_a_step():
     assert limited(10, 1, 1e-9) == 10
     assert looks(10, 3) == {4, 8, 10}
     assert looks(2, 40) == {1, 2}
+
+
+def test_a_step_is_timed_by_a_share_of_the_minutes(monkeypatch):
+    """Steps of half a second, the first ten of which take five times as long: of 2 % of 30 minutes."""
+    clock, made = [0.0], []
+    monkeypatch.setattr(training.time, "perf_counter", lambda: clock[0])
+
+    def steps(n):
+        clock[0] += 0.5 * (n + 4 * max(0, min(n, 10 - sum(made))))
+        made.append(n)
+
+    assert timed(steps, Plan(minutes=30)) == 0.5
+    assert made == [5, 10, 20, 40, 80]
+    made.clear()
+    assert timed(steps, Plan(minutes=1e-6)) == 2.5
+    assert made == [5]
 
 
 def test_few_minutes_make_few_steps(data):

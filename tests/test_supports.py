@@ -14,7 +14,7 @@ import scoretk as stk
 from scoretk.fields import freelaws
 from scoretk.fields.distribution import in_free_space
 from scoretk.fields.resolve import resolve
-from scoretk.fields.supports import bijection
+from scoretk.fields.supports import bijection, trailing_sum
 from scoretk.fields.validation import refuses
 from tests.evidence import FALSE_ALARM, ks_p, mean_z, z_limit
 
@@ -324,17 +324,36 @@ LOSES_AXES = {
 }
 
 
+@pytest.mark.parametrize(
+    "after", [(), (td.TanhTransform(), td.AffineTransform(2.0, -0.7))], ids=["last", "first"]
+)
 @pytest.mark.parametrize("name", LOSES_AXES)
-def test_the_jacobian_of_a_map_that_loses_axes_is_one_number_a_row(name):
-    law = td.TransformedDistribution(*LOSES_AXES[name])
+def test_the_jacobian_of_a_map_that_loses_axes_is_one_number_a_row(name, after):
+    base, maps = LOSES_AXES[name]
+    law = td.TransformedDistribution(base, [*maps, *after])
     space = freelaws.support_of(freelaws.unvalidated(law))
     shape = space.free_shape((4, *law.event_shape))
     z = torch.linspace(-1.3, 1.7, math.prod(shape), dtype=torch.float64).reshape(shape).sin()
     each = [jacobian(lambda row: space.constrain(row[None])[0], row) for row in z]
     size = math.prod(law.event_shape)
     right = torch.stack([j.reshape(size, -1).slogdet().logabsdet for j in each])
-    found = space.log_jacobian(z, space.constrain(z))
-    torch.testing.assert_close(found.reshape(4, -1).sum(1), right)
+    x = space.constrain(z)
+    found = trailing_sum(space.log_jacobian(z, x), len(law.event_shape) - space.event_dim)
+    torch.testing.assert_close(found, right)
+    inside = space.contains(x)
+    assert inside.ndim == x.ndim - space.event_dim
+    assert inside.all()
+
+
+@pytest.mark.parametrize("name", LOSES_AXES)
+def test_a_law_whose_map_loses_axes_on_its_way_has_rows_of_their_own(name):
+    base, maps = LOSES_AXES[name]
+    law = td.TransformedDistribution(base, [*maps, td.TanhTransform(), td.AffineTransform(2, -0.7)])
+    field = stk.tempered(law, 2.0)
+    z = torch.linspace(-1.3, 1.7, 4 * math.prod(field.event_shape), dtype=torch.float64)
+    z = z.reshape(4, *field.event_shape).sin()
+    rows = torch.cat([field.energy(row[None]) for row in z])
+    torch.testing.assert_close(field.energy(z), rows)
 
 
 # --- edges ---------------------------------------------------------------------------------------------------------------

@@ -217,10 +217,18 @@ class _Image:
 
     @property
     def event_dim(self) -> int:
-        ends: list[int] = [t.domain.event_dim for t in self.transforms] + [
-            t.codomain.event_dim for t in self.transforms
-        ]
-        return max(self.inner.event_dim, *ends)
+        return self._event_dims()[-1]
+
+    def _event_dims(self) -> list[int]:
+        """How many axes an event has before each of the transforms, and at the end."""
+        ends = [(t.domain.event_dim, t.codomain.event_dim) for t in self.transforms]
+        last: int = self.inner.event_dim
+        for before, after in ends:
+            last = max(last, before) + after - before
+        dims = [last]
+        for before, after in reversed(ends):
+            dims.append(dims[-1] + before - after)
+        return dims[::-1]
 
     def free_shape(self, shape: Shape) -> Shape:
         for transform in reversed(self.transforms):
@@ -254,17 +262,16 @@ class _Image:
         steps = [y := self.inner.constrain(z)]
         for transform in self.transforms:
             steps.append(y := transform(y))
-        total = trailing_sum(
-            self.inner.log_jacobian(z, steps[0]), self.event_dim - self.inner.event_dim
-        )
-        for transform, (a, b) in zip(self.transforms, pairwise(steps), strict=True):
-            own = max(transform.domain.event_dim, transform.codomain.event_dim)
-            total = total + trailing_sum(transform.log_abs_det_jacobian(a, b), self.event_dim - own)
+        dims = self._event_dims()
+        total = trailing_sum(self.inner.log_jacobian(z, steps[0]), dims[0] - self.inner.event_dim)
+        for transform, dim, (a, b) in zip(self.transforms, dims, pairwise(steps), strict=False):
+            own = dim - transform.domain.event_dim
+            total = total + trailing_sum(transform.log_abs_det_jacobian(a, b), own)
         return total
 
     def contains(self, x: Tensor) -> Tensor:
         inside = self.inner.contains(self._before(x)[0])
-        for _ in range(self.event_dim - self.inner.event_dim):
+        for _ in range(self._event_dims()[0] - self.inner.event_dim):
             inside = inside.all(-1)
         return inside
 

@@ -13,10 +13,12 @@ from scoretk.demo.bench.mnist.data import Split
 from scoretk.learn.fitting import fit
 from scoretk.learn.recipe import Loss, Progress, Recipe
 
-__all__ = ["Plan", "Point", "Stopwatch", "Task", "Trained", "fitted", "limited", "looks"]
+__all__ = ["Plan", "Point", "Stopwatch", "Task", "Trained", "fitted", "limited", "looks", "timed"]
 
-TRIAL = 5
-"""How many steps tell what a step takes."""
+TRIAL, TRIED = 5, 0.02
+"""How many steps tell what a step takes at least, and which share of the minutes they take: a few short
+steps on a machine with other work said five times too much.
+"""
 FITTING = 0.9
 """The share of the minutes that is for steps; the others are for evaluations."""
 
@@ -117,9 +119,9 @@ def fitted(
     def step() -> float:
         tried, task = replace(recipe, steps=1, evaluations=1, held_out=0.0), start()
         fit(task.network, task.loss, data.train, tried)  # what is made once is not a step's
-        watch = Stopwatch()
-        fit(task.network, task.loss, data.train, replace(tried, steps=TRIAL))
-        return float(watch) / TRIAL
+        return timed(
+            lambda n: fit(task.network, task.loss, data.train, replace(tried, steps=n)), plan
+        )
 
     steps, task, watch = plan.of(recipe.steps, step), start(), Stopwatch()
     curve: list[Point] = []
@@ -133,6 +135,23 @@ def fitted(
         held_out=valid,
     )
     return task.network, steps, tuple(curve)
+
+
+def timed(steps: Callable[[int], object], plan: Plan) -> float:
+    """How many seconds a step takes, from steps that take `TRIED` of the plan's minutes.
+
+    Args:
+        steps: Makes so many steps.
+        plan: The plan, with minutes.
+    """
+    wanted, n = TRIED * 60 * (plan.minutes or 0.0), TRIAL
+    while True:
+        watch = Stopwatch()
+        steps(n)
+        seconds = float(watch)
+        if seconds >= wanted:
+            return seconds / n
+        n *= 2
 
 
 def limited(steps: int, minutes: float, each: float) -> int:
