@@ -485,6 +485,16 @@ def test_an_energy_that_is_flat_without_end_has_no_integral():
         stk.log_partition(flat, chains=64, pilot=64, progress=False)
 
 
+@pytest.mark.filterwarnings("ignore:log_partition")
+@pytest.mark.parametrize("slow", [0, 1], ids=["first", "second"])
+def test_a_base_is_doubted_where_either_short_run_explores_slowly(slow, monkeypatch):
+    told = iter([run == slow for run in range(2)])
+    monkeypatch.setattr(partition, "_explores_slowly", lambda look: next(told))
+    with pytest.warns(UserWarning, match="explores slowly"):
+        found = stk.log_partition(far_modes(1, 30.0), chains=16, pilot=32, levels=2, progress=False)
+    assert found.status == stk.Status.UNTRUSTED
+
+
 def test_a_law_is_beyond_another_by_its_spread_or_its_place():
     def law(mean, std):
         return td.Independent(td.Normal(torch.tensor(mean), torch.tensor(std)), 1)

@@ -486,7 +486,8 @@ def _made(look: Callable[..., Draws], find: Callable[[Any, int], Found], room: _
     if reached is None:
         return _Beginning(from_distribution(law), jumps, seen, costs)
     seen = look(reached)
-    return _Beginning(from_distribution(law), JUMPS, seen, [*costs, seen.cost])
+    blind = _explores_slowly(seen)
+    return _Beginning(from_distribution(law), JUMPS, seen, [*costs, seen.cost], blind)
 
 
 def _far(law: Any, room: _Room) -> tuple[Any, Cost]:
