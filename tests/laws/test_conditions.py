@@ -243,7 +243,7 @@ CLAIMS = [{"energy"}, {"score"}, {"energy", "score"}]
 
 
 @pytest.mark.parametrize("has", [set(), {"energy"}, {"score"}])
-@pytest.mark.parametrize("claims", CLAIMS, ids=" and ".join)
+@pytest.mark.parametrize("claims", CLAIMS, ids=lambda claims: " and ".join(sorted(claims)))
 def test_what_a_field_claims_it_has(claims, has):
     class Claiming:
         event_shape, provides = (2,), frozenset(claims)
