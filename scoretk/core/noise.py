@@ -625,9 +625,10 @@ def _fraction(halves: Sequence[Sequence[Tensor]], word: int, dtype: torch.dtype)
     """`W` of the module's docstring, in [2^-33, 1] (float64: [2^-65, 1])."""
     if dtype == torch.float32:
         return halves[0][word].to(dtype).mul_(2.0**-32).add_(2.0**-33)
-    return (halves[1][word].to(dtype).mul_(2.0**-64).add_(2.0**-65)).add_(
-        halves[0][word], alpha=2.0**-32
-    )
+    low = halves[1][word].to(dtype).mul_(2.0**-64).add_(2.0**-65)
+    if torch.compiler.is_compiling():  # which multiplies an integer by `alpha` in float32 on CUDA
+        return low.add_(halves[0][word].to(dtype).mul_(2.0**-32))
+    return low.add_(halves[0][word], alpha=2.0**-32)
 
 
 def _angle(halves: Sequence[Sequence[Tensor]], word: int, dtype: torch.dtype) -> Tensor:
