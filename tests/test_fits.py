@@ -144,3 +144,16 @@ def test_no_event_has_more_numbers_than_a_tensor(shape):
     ):
         stk.Energy(lambda x: x.sum(1), shape)
     assert stk.Energy(lambda x: x.sum(1), (2**31, 2**31)).event_shape == (2**31, 2**31)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.bool])
+@pytest.mark.parametrize("shape", [(), (0, 3), (5, 3), (300_000, 7)], ids=str)
+def test_room_is_like_a_tensor_of_torch(shape, dtype):
+    """Of its shape and dtype, contiguous, at a multiple of 64 bytes, and of memory of its own."""
+    one, other = (memory.room_like(torch.ones(2, dtype=dtype), shape) for _ in range(2))
+    assert (one.shape, one.dtype, one.device) == (torch.Size(shape), dtype, CPU)
+    assert one.is_contiguous()
+    assert one.numel() == 0 or one.data_ptr() % 64 == 0
+    one.fill_(1)
+    other.fill_(0)
+    assert bool((one == 1).all())

@@ -1,20 +1,25 @@
-"""How much memory is free, of the process's machine, its container, or a device."""
+"""How much memory is free, of the process's machine, its container, or a device; and room in it."""
 
 from __future__ import annotations
 
+import math
 import os
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
-__all__ = ["available", "gigabytes"]
+__all__ = ["available", "gigabytes", "room_like"]
 
 MEMINFO, CGROUP = Path("/proc/meminfo"), Path("/proc/self/cgroup")
 GROUPS = Path("/sys/fs/cgroup")
 STATUS = Path("/proc/self/status")
+ALIGNED = 64
+"""The bytes at whose multiples torch has its own tensors of a CPU begin."""
 
 
 def gigabytes(size: float) -> str:
@@ -47,6 +52,21 @@ def available(device: torch.device, processes: int = 1) -> int | None:
     own = _of_process()
     known = shared if own is None else [*shared, own]
     return max(0, min(known)) if known else None
+
+
+def room_like(x: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Room of a shape, dtype and device like x, whose values are not set, to be written once.
+
+    That of a CPU is NumPy's, which asks the system for large pages where there is much of it: what
+    is written to for the first time is then given by a page of 2 MB and not by one of 4 kB, which
+    is most of the time of a copy to it (25,600 numbers a step: 38 us, and so 8).
+    """
+    if x.device.type != "cpu":
+        return x.new_empty(shape)
+    size = math.prod(shape) * x.element_size()
+    memory = torch.from_numpy(np.empty(size + ALIGNED, np.uint8))
+    start = -memory.data_ptr() % ALIGNED
+    return memory[start : start + size].view(x.dtype).view(shape)
 
 
 def _of_machine() -> int | None:

@@ -9,7 +9,6 @@ solver took them from.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from dataclasses import field as dataclass_field
@@ -18,13 +17,11 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.linalg import vector_norm
 
 from scoretk.core.arguments import conditions
 from scoretk.core.arguments import event_shape as as_event_shape
 from scoretk.core.arrays import aligned, aligned_values
-from scoretk.core.compiling import is_compiled, part
-from scoretk.core.rows import nan_unless_finite
+from scoretk.core.compiling import part
 from scoretk.errors import InvalidArgument, MissingCapability
 from scoretk.fields.answers import check_rows, unwritten
 from scoretk.fields.conditions import taken
@@ -38,11 +35,9 @@ from scoretk.fields.validation import rejecting, told
 from scoretk.fields.wrapped import Wrapped
 
 __all__ = [
-    "NotingField",
     "StaticField",
     "TimedField",
     "gaussian_path",
-    "noting",
     "of_rows",
     "prediction",
     "resolve",
@@ -112,9 +107,17 @@ class StaticField:
             return check_rows("score", score, x.shape, _LIKE).to(x.dtype)
         return score_of_energy(lambda y: self.energy(y, **cond), x, self.native)
 
-    def sound(self, values: Tensor, energy: Tensor) -> Tensor:
-        """Values `(batch,)` of a way that ended with these energies, NaN where one is not finite."""
-        return nan_unless_finite(values, energy)
+    def passing_score(self, x: Tensor, **cond: Tensor) -> Tensor:
+        """As `score`, like x, where only the end of a way is looked at, as by a Metropolis decision.
+
+        A score that is autograd's of an energy is NaN where the energy is not finite, for which the
+        energy has to be computed beside its gradient. In passing it is whatever autograd makes of it.
+        """
+        own = getattr(type(self.native), "score", None)
+        if "score" in offers(self.native) and own is not ByAutograd.score:
+            return self.score(x, **cond)
+        ask = partial(self.energy, **cond)
+        return slope_of_energy(ask, aligned(x), -1.0, self.native)[1]
 
     def energy_and_grad(self, x: Tensor, **cond: Tensor) -> tuple[Tensor, Tensor]:
         """`E(x)`, `(batch,)`, and `grad E(x)`, like x; in one evaluation where the field can."""
@@ -133,64 +136,6 @@ def _energy_and_grad(field: StaticField, x: Tensor) -> tuple[Tensor, Tensor]:
     if "score" in offers(field.native):
         return field.energy(x), -field.score(x)
     return grad_energy(field.energy, aligned(x), field.native)
-
-
-@dataclass(frozen=True, eq=False)
-class NotingField(StaticField):
-    """A static field for a way of many evaluations that counts only if all its energies are finite.
-
-    Those of which autograd has made gradients are noted, and looked at together at the end of the
-    way (`sound`), where a `StaticField` makes each gradient NaN whose energy is not finite: on a
-    device a kernel an evaluation, on the CPU a look.
-
-    Attributes:
-        noted: The energies met on the way, each `(batch,)`.
-    """
-
-    noted: list[Tensor] = dataclass_field(default_factory=list, repr=False)
-
-    def score(self, x: Tensor, **cond: Tensor) -> Tensor:
-        """As `StaticField.score`, but for rows of a noted energy that is not finite."""
-        if not self._by_autograd:
-            return super().score(x, **cond)
-        return self._slope(x, -1.0, cond)[1]
-
-    def energy_and_grad(self, x: Tensor, **cond: Tensor) -> tuple[Tensor, Tensor]:
-        """As `StaticField.energy_and_grad`, but for rows of a noted energy that is not finite."""
-        if not self._by_autograd:
-            return super().energy_and_grad(x, **cond)
-        return self._slope(x, 1.0, cond)
-
-    def sound(self, values: Tensor, energy: Tensor) -> Tensor:
-        """As `StaticField.sound`, NaN where any energy on the way was not finite."""
-        before = [met for met in self.noted if met is not energy]
-        if not before:
-            return super().sound(values, energy)
-        # the largest magnitude, as a sum of finite ones may overflow
-        largest = vector_norm(torch.stack([*before, energy]).detach(), math.inf, 0)
-        return super().sound(values, largest)
-
-    @property
-    def _by_autograd(self) -> bool:
-        """Whether the field's gradients are autograd's of its energy, and nothing besides."""
-        kind = type(self.native)
-        if issubclass(kind, ByAutograd):
-            own = kind.score, kind.energy_and_grad
-            return own == (ByAutograd.score, ByAutograd.energy_and_grad)
-        return "score" not in offers(self.native) and not hasattr(self.native, "energy_and_grad")
-
-    def _slope(self, x: Tensor, sign: float, cond: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        ask = partial(self.energy, **cond)
-        energy, slope = slope_of_energy(ask, aligned(x), sign, self.native)
-        self.noted.append(energy)
-        return energy, slope
-
-
-def noting(field: StaticField) -> StaticField:
-    """The field for one way of several evaluations, as a `NotingField` where it is not compiled."""
-    if is_compiled(field):
-        return field
-    return NotingField(field.native, field.cond, field.asked)
 
 
 @dataclass(frozen=True, eq=False)

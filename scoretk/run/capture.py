@@ -100,7 +100,7 @@ COMPILED_NOISE = torch.backends.cpu.get_cpu_capability() == "AVX512"
 """
 _MOST = 2.0**63
 """The least number that no tensor of whole numbers holds; such settings are compiled in."""
-WINDOW_VALUES = 1 << 18
+WINDOW_VALUES = 1 << 19
 """About how many values a tape computes ahead for a request, in at most 128 reads."""
 
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from scoretk.core.devices import widest
+from scoretk.core.memory import room_like
 from scoretk.core.rows import across
 from scoretk.core.sealed import Stored
 
@@ -152,7 +153,7 @@ class Room:
             total: How many draws there will be.
         """
         if name not in self.tensors:
-            self.tensors[name] = like.new_empty((total, self.chains, *like.shape[1:]))
+            self.tensors[name] = room_like(like, (total, self.chains, *like.shape[1:]))
         return self.tensors[name][:, rows]
 
 

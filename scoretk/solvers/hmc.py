@@ -38,7 +38,7 @@ from scoretk.core.scalars import is_zero
 from scoretk.core.streams import Stream
 from scoretk.errors import InvalidArgument
 from scoretk.fields.protocols import NoiseSource
-from scoretk.fields.resolve import StaticField, noting
+from scoretk.fields.resolve import StaticField
 from scoretk.solvers.base import Info
 from scoretk.solvers.parts.leapfrog import (
     Point,
@@ -149,10 +149,9 @@ class Hamiltonian(Tunable):
         u = noise.uniform(state.step, Stream.ACCEPT, (), state.x.dtype)
         start = Point(state.x, state.energy, state.grad)
         along = paces(eps, state.scale, state.x, self._dense)
-        way = noting(field)
-        here = inner_steps(way, start, momentum, along, steps, state.scale, self._dense)
+        here = inner_steps(field, start, momentum, along, steps, state.scale, self._dense)
         chosen, info, end = last_step_and_decision(
-            way, start, momentum, here, along, u, scale=state.scale, dense=self._dense
+            field, start, momentum, here, along, u, scale=state.scale, dense=self._dense
         )
         return (
             HMCState(*chosen, state.step + 1, state.step_size, state.scale, state.length),

@@ -474,6 +474,24 @@ def test_a_gradient_is_as_finite_as_its_energy_in_a_graph_too(of, energy, monkey
     assert torch.equal(found[0][-1].isfinite().all(1), energy(x).isfinite())
 
 
+@pytest.mark.parametrize("traced", [False, True])
+def test_a_score_in_passing_is_the_score_where_energies_are_finite(traced, monkeypatch):
+    """Elsewhere it is what autograd makes of the branch; a score of the field's own stays as it is."""
+    energy = lambda x: torch.where(x[:, 0] > 0, math.nan, x.square().sum(1))  # noqa: E731
+
+    class Own(stk.Energy):
+        def score(self, x):
+            return torch.full_like(x, 7.0)
+
+    x = torch.tensor([[0.3, 0.7], [-0.2, 0.5]], dtype=torch.float64)
+    plain, own = (resolve(kind(energy, (2,)), {"score"}) for kind in (stk.Energy, Own))
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: traced)
+    torch.testing.assert_close(plain.passing_score(x)[1], plain.score(x)[1], rtol=0, atol=0)
+    assert plain.passing_score(x)[0].tolist() == [0, 0]
+    assert bool(plain.score(x)[0].isnan().all())
+    assert own.passing_score(x).tolist() == [[7, 7], [7, 7]]
+
+
 @pytest.mark.parametrize("differentiable", [False, True])
 def test_there_is_no_gradient_where_the_energy_is_not_finite(differentiable):
     """Whatever autograd makes of the branch, and in the row alone that has such an energy."""

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from scoretk.core.compiling import iterate, part
-from scoretk.core.rows import row_dot, row_sum
+from scoretk.core.rows import nan_unless_finite, row_dot, row_sum
 from scoretk.fields.resolve import StaticField
 from scoretk.solvers.base import Info
 from scoretk.solvers.parts.metropolis import choose, rejected_if_nan
@@ -120,7 +120,7 @@ def drift_and_kick(
     """Position and momentum after a drift and a whole kick."""
     x, p = here
     x = torch.addcmul(x, along, turned(scale, p, dense))
-    return x, torch.addcmul(p, along, pulled(scale, field.score(x), dense))
+    return x, torch.addcmul(p, along, pulled(scale, field.passing_score(x), dense))
 
 
 def drift_and_half_kick(
@@ -162,7 +162,7 @@ def last_step(
     # 0 inf is NaN: a position that is not finite is told by the kinetic energy beside it
     lost = kinetic - row_sum(torch.add(p * p, point.x, alpha=0))
     log_ratio = torch.add(start.energy - point.energy, lost, alpha=0.5)
-    return Trajectory(point, p, field.sound(log_ratio, point.energy))
+    return Trajectory(point, p, nan_unless_finite(log_ratio, point.energy))
 
 
 def leapfrog(
