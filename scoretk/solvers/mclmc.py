@@ -188,7 +188,7 @@ def isokinetic(
     x, (u, kinetic) = start.x, turn(velocity, scale * start.grad, turns[0] * eps, dim)
     for drift, share in zip(drifts[:-1], inner + turns[1:-1], strict=True):
         x = x + across(drift * eps, x) * scale * u
-        u, change = turn(u, -scale * field.score(x), share * eps, dim)
+        u, change = turn(u, -scale * field.passing_score(x), share * eps, dim)
         kinetic = kinetic + change
     x = x + across(drifts[-1] * eps, x) * scale * u
     energy, gradient = field.energy_and_grad(x)
