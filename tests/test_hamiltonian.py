@@ -448,9 +448,7 @@ def test_an_end_in_a_wall_is_rejected_whatever_the_score():
 )
 def test_a_law_on_both_sides_of_a_wall_is_right(solver):
     """Shares and squares of a normal law without what is in the wall, and both sides are reached."""
-    draws = stk.sample(
-        walled(torch.inf), solver, chains=300, steps=50, seed=3, dtype=torch.float64
-    )
+    draws = stk.sample(walled(torch.inf), solver, chains=300, steps=50, seed=3, dtype=torch.float64)
     x = draws.x[:, 10:, 0]
     normal = torch.distributions.Normal(0.0, 1.0)
     below, above = normal.cdf(torch.tensor(1.0)), 1 - normal.cdf(torch.tensor(1.4))
