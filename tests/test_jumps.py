@@ -10,8 +10,8 @@ import torch
 import scoretk as stk
 from scoretk.core.streams import Stream
 from scoretk.fields.resolve import resolve
-from scoretk.inference import partition
-from scoretk.inference.partition import JUMPS
+from scoretk.inference import beginning, partition
+from scoretk.inference.beginning import JUMPS
 from scoretk.solvers.importance import Ladder
 from scoretk.solvers.parts import jumps
 from scoretk.solvers.parts.jumps import INTERVALS, jump, quantiles_of
@@ -219,8 +219,8 @@ def wells(dim):
 )
 def test_chains_jump_where_those_of_the_short_run_stay(field, by_default, otherwise, monkeypatch):
     """By default, with the noise of a run that is asked to."""
-    monkeypatch.setattr(partition, "_look", cache(partition._look))
-    monkeypatch.setattr(partition, "SEARCHES", 0)
+    monkeypatch.setattr(partition, "short_run", cache(beginning.short_run))
+    monkeypatch.setattr(beginning, "SEARCHES", 0)
     run = {"chains": 16, "levels": 2, "pilot": 16, "progress": False}
     found, same, other = (
         stk.log_partition(field, **run, **given)

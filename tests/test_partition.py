@@ -15,19 +15,10 @@ from torch import distributions as td
 import scoretk as stk
 from scoretk.fields import NormalBase
 from scoretk.fields.resolve import resolve
-from scoretk.inference import partition
-from scoretk.inference.partition import (
-    LOOK_STEPS,
-    MOST_MOVES,
-    Population,
-    _beyond,
-    _families,
-    _fitted,
-    _log_mean,
-    _moving,
-    _variance,
-    find_ladder,
-)
+from scoretk.inference import beginning, partition
+from scoretk.inference.beginning import LOOK_STEPS, _beyond, _fitted
+from scoretk.inference.partition import _families, _log_mean
+from scoretk.inference.pilot import MOST_MOVES, Population, _moving, _variance, find_ladder
 from scoretk.models.targets.analytic import Funnel, Semicircle
 from scoretk.solvers.importance import Ladder, log_gain, resampled
 from tests.evidence import FALSE_ALARM, z_limit
@@ -453,7 +444,7 @@ def test_all_that_a_base_takes_is_counted(away, monkeypatch):
 
         return call
 
-    for name in ("sample", "find_ladder", "_room"):
+    for name in ("sample", "short_run", "find_ladder", "room_about"):
         monkeypatch.setattr(partition, name, noting(getattr(partition, name)))
     field = within(3, 4.0)[0] if away is None else far_modes(2, away)
     found = stk.log_partition(field, chains=64, pilot=64, levels=2, progress=False)
@@ -472,7 +463,7 @@ def test_what_it_takes_to_see_where_density_is_are_energies(outside):
         return field.energy(x)
 
     law = td.Independent(td.Normal(torch.zeros(1), 1.0), 1)
-    share, cost = partition._room(stk.Energy(counted, (1,)), Population(500, 3), law)
+    share, cost = beginning.room_about(stk.Energy(counted, (1,)), Population(500, 3), law)
     assert cost == {"energy": 500}
     assert asked[-1:] == [500]
     inside = math.erf(0.5**0.5)
@@ -489,7 +480,7 @@ def test_an_energy_that_is_flat_without_end_has_no_integral():
 @pytest.mark.parametrize("slow", [0, 1], ids=["first", "second"])
 def test_a_base_is_doubted_where_either_short_run_explores_slowly(slow, monkeypatch):
     told = iter([run == slow for run in range(2)])
-    monkeypatch.setattr(partition, "_explores_slowly", lambda look: next(told))
+    monkeypatch.setattr(beginning, "_explores_slowly", lambda look: next(told))
     with pytest.warns(UserWarning, match="explores slowly"):
         found = stk.log_partition(far_modes(1, 30.0), chains=16, pilot=32, levels=2, progress=False)
     assert found.status == stk.Status.UNTRUSTED

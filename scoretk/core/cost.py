@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-__all__ = ["Cost"]
+from collections.abc import Sequence
+
+__all__ = ["Cost", "together"]
 
 
 class Cost(dict[str, int]):
@@ -19,3 +21,8 @@ class Cost(dict[str, int]):
 
     def __int__(self) -> int:
         return self.total
+
+
+def together(parts: Sequence[Cost]) -> Cost:
+    """What several parts cost."""
+    return Cost({kind: sum(p.get(kind, 0) for p in parts) for part in parts for kind in part})

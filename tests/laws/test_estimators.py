@@ -14,18 +14,10 @@ from scoretk.diagnostics.verdict import Sampler, findings, kish
 from scoretk.fields.base import NormalBase
 from scoretk.fields.paths import VE
 from scoretk.fields.resolve import resolve
-from scoretk.inference import likelihood, partition
+from scoretk.inference import beginning, likelihood, pilot
 from scoretk.inference.encoding import Flow, corrected_end, interpolate, short_of_the_end
-from scoretk.inference.partition import (
-    LARGE,
-    MOST_MOVES,
-    Population,
-    _doubts,
-    _families,
-    _log_mean,
-    _stretched,
-    find_ladder,
-)
+from scoretk.inference.partition import LARGE, _doubts, _families, _log_mean
+from scoretk.inference.pilot import MOST_MOVES, Population, _stretched, find_ladder
 from scoretk.inference.sbi import _spread
 from scoretk.solvers.importance import Ladder, resampled
 
@@ -610,7 +602,7 @@ AT_START = 40
 def test_a_partition_function_costs_what_it_asks(options, monkeypatch):
     """The pilot, the run, and the Hamiltonian run beside them. (That run's approach counts gradients, not energies.)"""
     for name in ("LOOK_STEPS", "LOOK_WARMUP"):
-        monkeypatch.setattr(partition, name, 20)
+        monkeypatch.setattr(beginning, name, 20)
     field = Counted()
     found = stk.log_partition(field, NormalBase((2,), 1.3), chains=32, pilot=32, **options)
     for kind in ["score"] if options["check"] else ["energy", "score"]:
@@ -705,8 +697,8 @@ def test_log_weights_have_a_common_constant_that_says_nothing(shift):
     one, two = (_log_mean(torch.tensor(w)) for w in (logs, moved))
     assert float(two[0] - one[0]) == pytest.approx(shift)
     assert [float(v) for v in two[1:]] == pytest.approx([float(v) for v in one[1:]])
-    assert partition._variance(torch.tensor(moved)) == pytest.approx(
-        partition._variance(torch.tensor(logs))
+    assert pilot._variance(torch.tensor(moved)) == pytest.approx(
+        pilot._variance(torch.tensor(logs))
     )
     families = _families(torch.tensor(moved), torch.arange(24) // 4 * 4)
     assert float(families.logsumexp(0)) == pytest.approx(
