@@ -256,6 +256,21 @@ def test_a_network_is_held_in_eval_mode_wherever_it_is(hiding):
     assert all(p.requires_grad for p in net.parameters())
 
 
+def of_network(net):
+    return set(map(anatomy.key_of, anatomy.walk(net)))
+
+
+WRAPPED = {"compiled": compiled, "referred to": weakref.ref, "stood for": weakref.proxy}
+
+
+@pytest.mark.parametrize("name", WRAPPED)
+def test_what_wraps_a_network_is_made_of_that_alone(name):
+    """Not of what the wrapper remembers of a process, so that a checkpoint is taken up by another."""
+    net = network()
+    outer = WRAPPED[name](net)
+    assert of_network(outer) - {anatomy.key_of(outer)} == of_network(net)
+
+
 CORRECTED = stk.ReverseSDE("ancestral", 3, corrector=1)
 """A solver in time for all fields: without corrections powers and products are refused."""
 

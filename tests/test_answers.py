@@ -457,3 +457,55 @@ def test_a_matrix_without_factors_is_told_with_what_to_do(named):
     (note,) = [note for note in told.value.__notes__ if note.startswith("scoretk: ")]
     assert "dtype=torch.float64" in note
     assert "cholesky_ex" in note
+
+
+class Odd(Exception):
+    """An error of the user's own."""
+
+
+def failing(error):
+    def fails(x, *_, **__):
+        raise error("of the user's")
+
+    return fails
+
+
+def whole(x):
+    return x.square().sum(1)
+
+
+NET = stk.Diffusion(lambda x, t: x, (2,), stk.VP(), "noise")
+ASKED = {
+    "energy": lambda f: stk.Energy(f, (2,)),
+    "gradient": lambda f: stk.Energy(whole, (2,), grad=f),
+    "score": lambda f: stk.Score(f, (2,)),
+    "prediction": lambda f: stk.Diffusion(f, (2,), stk.VP(), "noise"),
+    "velocity": lambda f: stk.Velocity(f, (2,)),
+    "denoiser of sigmas": lambda f: stk.from_sigmas(f, (2,)),
+    "tempered": lambda f: stk.tempered(stk.Energy(f, (2,)), 2.0),
+    "of a product": lambda f: stk.product(stk.Energy(whole, (2,)), stk.Energy(f, (2,))),
+    "constrained": lambda f: stk.constrained(
+        stk.Energy(f, (2,)), torch.distributions.constraints.positive
+    ),
+    "likelihood": lambda f: stk.posterior(stk.Energy(whole, (2,)), f),
+    "likelihood in time": lambda f: stk.posterior(NET, f),
+    "variables": lambda f: stk.Energy(lambda mu: f(mu.clone()), variables={"mu": (2,)}),
+}
+"""Fields that ask a function of the user's."""
+
+
+def asked(field):
+    if stk.fields.is_timed(field):
+        return stk.sample(field, stk.ReverseSDE(steps=2), chains=4)
+    return stk.sample(field, stk.ULA(0.1), chains=4, steps=2)
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError, ValueError, TypeError, KeyError, ZeroDivisionError, AssertionError, Odd]
+)
+@pytest.mark.parametrize("name", ASKED)
+def test_an_error_of_any_kind_says_once_what_the_function_was_given(name, error):
+    with pytest.raises(error) as raised:
+        asked(ASKED[name](failing(error)))
+    (note,) = [note for note in raised.value.__notes__ if note.startswith("scoretk: ")]
+    assert f"{'mu' if name == 'variables' else 'x'} of shape (4, 2)" in note

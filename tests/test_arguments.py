@@ -8,7 +8,16 @@ import pytest
 import torch
 
 import scoretk as stk
-from scoretk.core.arguments import conditions, count, finite, integer, positive, tensor_like
+from scoretk.core.arguments import (
+    conditions,
+    count,
+    finite,
+    float_dtype,
+    integer,
+    positive,
+    tensor_like,
+)
+from scoretk.core.noise import Noise, derive
 from scoretk.errors import InvalidArgument
 from scoretk.fields.base import NormalBase
 from scoretk.inference.partition import Normalised
@@ -329,6 +338,16 @@ def interval_of(ends):
     return stk.bits_per_dim(Normalised(FIELD, 0.0), torch.zeros(1, 2), interval=ends)
 
 
+FLOW = stk.Velocity(lambda x, t: x, (2,))
+WIDE = [torch.float32, torch.float64]
+NARROW = [
+    torch.float16,
+    torch.bfloat16,
+    torch.float8_e5m2,
+    torch.int64,
+    torch.complex64,
+    torch.bool,
+]
 ENDS = {
     "interval of pixels": (interval_of, [(0.0, 1.0), (-1.0, -0.5)], [(1.0, 1.0), (1.0, 0.0)]),
     "box": (lambda v: stk.ULA(0.1, box=v), [(0.0, 1.0)], [(1.0, 1.0), (1.0, 0.0)]),
@@ -378,6 +397,39 @@ ENDS = {
         [0.0, 1.0],
     ),
     "points of an interpolation": (lambda v: stk.interpolate(ROWS, ROWS + 1, v), [2, 3], [1, 0]),
+    "seed": (lambda v: Noise(v, 1), [0, 2**64 - 1], [-1, 2**64]),
+    "seed of a run": (
+        lambda v: stk.sample(FIELD, stk.ULA(0.1), chains=1, steps=1, seed=v),
+        [0, 2**64 - 1],
+        [-1, 2**64],
+    ),
+    "chains": (lambda v: Noise(0, range(v, v + 1)), [0, 2**32 - 1], [-1, 2**32]),
+    "index of a seed": (lambda v: derive(0, v), [0, 2**64 - 1], [-1, 2**64]),
+    "step": (lambda v: Noise(0, 1).normal(v, 0, ()), [0, 2**32 - 1], [-1, 2**32]),
+    "id of a row": (
+        lambda v: stk.log_prob(FLOW, ROWS[:1], rows=v, method="euler", steps=1),
+        [0, 2**32 - 1],
+        [-1, 2**32],
+    ),
+    "step of numpy's": (
+        lambda v: Noise(0, 1).normal(np.int64(v), 0, ()),
+        [0, 2**32 - 1],
+        [-1, 2**32],
+    ),
+    "step in a tensor": (
+        lambda v: Noise(0, 1).normal(torch.tensor(v), 0, ()),
+        [0, 2**32 - 1],
+        [-1],
+    ),
+    "stream": (lambda v: Noise(0, 1).normal(0, v, ()), [0, 2**24 - 1], [-1, 2**24]),
+    "dtype": (lambda v: float_dtype("dtype", v), WIDE, NARROW),
+    "dtype of noise": (lambda v: Noise(0, 1, dtype=v), WIDE, NARROW),
+    "dtype of values": (lambda v: Noise(0, 1).uniform(0, 0, (), v), WIDE, NARROW),
+    "dtype of a run": (
+        lambda v: stk.sample(FIELD, stk.ULA(0.1), chains=1, steps=1, dtype=v),
+        WIDE,
+        NARROW,
+    ),
 }
 ROWS = torch.arange(8.0).reshape(4, 2) + 1
 

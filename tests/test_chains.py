@@ -1,9 +1,12 @@
 """Chains have ids: those of a range are those of a whole run, to the bit, and say who they are."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 import scoretk as stk
+from scoretk.core.cost import Cost
 from scoretk.core.noise import Noise
 from scoretk.inference import sampling
 from scoretk.models.targets.mixture import gaussian, ring_mixture
@@ -233,3 +236,25 @@ def test_one_point_for_all_chains_is_told_to_be_expanded(field, init, sizes, cha
     said = rf"a tensor of 16 rows, one a chain, .*expand\({sizes}\)"
     with pytest.raises(stk.InvalidArgument, match=said):
         stk.sample(field, stk.ULA(0.1), chains=chains, steps=2, init=init)
+
+
+EDGES = {
+    "no evaluations": {"cost": Cost()},
+    "none of a kind": {"cost": Cost(energy=0, score=3)},
+    "no statistics": {"stats": {}},
+    "no provenance": {"provenance": {}},
+    "nothing kept": {"x": None, "stats": {}},
+    "nothing tuned": {"tuned": {}},
+    "a number tuned": {"tuned": {"step_size": torch.tensor(0.5)}},
+}
+
+
+@pytest.mark.parametrize("edge", EDGES)
+def test_draws_at_every_edge_are_read_as_they_were_saved(edge, tmp_path):
+    draws = stk.sample(FIELD, stk.MALA(0.1), chains=3, steps=4)
+    draws = replace(draws, **EDGES[edge])
+    read = stk.Draws.load(draws.save(tmp_path / "a.safetensors"))
+    same(read, draws, slice(None))
+    assert (read.cost, read.provenance) == (draws.cost, draws.provenance)
+    assert read.stats.keys() == draws.stats.keys()
+    assert read.tuned.keys() == draws.tuned.keys()

@@ -249,3 +249,18 @@ def test_the_found_grid_is_ahead_of_all_on_the_ring(monkeypatch):
     made = bench.ends(bench._ring(), CONTESTANTS["adams_pc_2/found"], tries=100)
     for count, error in made.items():
         assert error.value + 4 * error.stderr < bench.PEERS[count], count
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3])
+@pytest.mark.parametrize(
+    "path",
+    [stk.Linear(), stk.VP(), stk.VE(), stk.EDM(), stk.Cosine(), stk.SubVP(), stk.Interpolant()],
+    ids=repr,
+)
+def test_a_search_makes_steps_on_every_path_however_few_they_are(path, steps):
+    """Also where some grids with a name have no room for their ends."""
+    field = stk.Diffusion(lambda x, t: torch.tanh(x), (1,), path, "data")
+    times = grids.search(field, steps, "euler", chains=2, tries=1)
+    assert times.shape == (steps + 1,)
+    assert bool((times.diff() > 0).all())
+    assert times[[0, -1]].tolist() == [0.0, 1.0]

@@ -7,6 +7,7 @@ import contextvars
 import datetime
 import functools
 import inspect
+import itertools
 import json
 import os
 import subprocess
@@ -93,6 +94,25 @@ def net_with(change):
     net = Net()
     change(net)
     return energy(lambda x: squares(net(x)))
+
+
+class Gone(Exception):
+    """What another library raises of an array that it has deleted."""
+
+
+class Lent:
+    """An array of another library, which reads it for numpy or raises."""
+
+    def __init__(self, array, error=None):
+        self.array, self.error = array, error
+        self.dtype, self.shape = array.dtype, array.shape
+
+    def __dlpack__(self): ...
+
+    def __array__(self, dtype=None, copy=None):
+        if self.error is not None:
+            raise self.error("deleted")
+        return self.array
 
 
 class Mode(Enum):
@@ -1048,3 +1068,49 @@ def test_the_number_of_a_device_is_no_part_of_a_field():
 
     assert made("cuda:0") == made("cuda:1") == made("cuda")
     assert made("cuda:0") != made("cpu")
+
+
+def test_summaries_differ_in_something_where_they_are_not_equal():
+    """Be it told by name, or by the digest of the whole alone."""
+    parts = {"field.scale": "1.0", "field.net": "module"}
+    summaries = [
+        {"digest": digest, "parts": some}
+        for digest in "ab"
+        for some in ({}, parts, parts | {"field.scale": "2.0"}, {f"p{i}": str(i) for i in range(9)})
+    ]
+    for one, other in itertools.product(summaries, summaries):
+        assert bool(identity.differences(one, other)) is (one != other)
+
+
+FEW_NUMBERS = {
+    "truth values": (bool, [True, False], "True"),
+    "whole numbers": (np.int16, [3, -4], "-4"),
+    "counts": (np.uint8, [3, 200], "200"),
+    "numbers": (np.float64, [0.25, -1.5], "-1.5"),
+    "narrow numbers": (np.float16, [0.25, -1.5], "-1.5"),
+    "complex numbers": (np.complex64, [1j, 2.0], "1j"),
+}
+
+
+@pytest.mark.parametrize("size", [1, 2, identity.FEW, identity.FEW + 1])
+@pytest.mark.parametrize("kind", FEW_NUMBERS)
+@pytest.mark.parametrize(
+    "make", [np.asarray, torch.as_tensor, Lent], ids=["numpy", "torch", "lent"]
+)
+def test_few_numbers_are_shown_and_many_are_told_by_their_digest(make, kind, size):
+    """Of arrays and tensors of every type, so that an error can say in what they differ."""
+    dtype, some, said = FEW_NUMBERS[kind]
+    values = np.resize(np.asarray(some, dtype), size)
+    told = identity._value(make(values))
+    assert told == identity._value(make(values.copy()))
+    assert told != identity._value(make(~values if dtype is bool else values + dtype(1)))
+    numbers = told.partition("[")[2].partition("]")[0]
+    assert numbers.count(",") == (size - 1 if size <= identity.FEW else 0)
+    assert (said in numbers) is (2 <= size <= identity.FEW or (size == 1 and str(some[0]) == said))
+
+
+@pytest.mark.parametrize("error", [RuntimeError, TypeError, ValueError, NotImplementedError, Gone])
+def test_an_array_whose_numbers_cannot_be_read_is_told_by_its_form(error):
+    told = [identity._value(Lent(np.zeros(n, np.float32), error)) for n in (2, 2, 3)]
+    assert told[0] == told[1] != told[2]
+    assert told[0] == "array float32 (2,) without numbers that can be read"

@@ -1,9 +1,11 @@
 """A solver's name goes wherever a solver goes: those of this package, and those of others by the same rules as models'."""
 
+import dataclasses
 import json
 import re
 import subprocess
 import sys
+from types import MappingProxyType
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from scoretk.plugins import as_solver, verify_solvers
 from scoretk.plugins.solvers import SOLVER_PROTOCOL
 from scoretk.solvers import EXAMPLES, SOLVERS
 from scoretk.solvers.base import Solver, Traits, traits
+from scoretk.solvers.warmup.tuned import Before, Tunable, Tuned
 
 FIELD = stk.Energy(lambda x: x.square().sum(1) / 2, (2,))
 SPINS = stk.Discrete(stk.Energy(lambda x: x.sum(1), (2,)), (0.0, 1.0))
@@ -280,3 +283,18 @@ def test_what_a_solver_says_of_itself_is_checked(name, odd):
     setattr(Odd, name, odd)
     with pytest.raises(stk.InvalidArgument, match=rf"^solver\.{name}"):
         stk.sample(FIELD, Odd(0.1), chains=4, steps=2)
+
+
+@pytest.mark.parametrize("name", [None, *EXAMPLES])
+def test_a_solver_with_what_was_tuned_says_all_that_it_says_without(name):
+    class Quiet(Tunable):
+        needs, timed, capturable = frozenset({"score"}), False, False
+        init_cost, step_cost = MappingProxyType({}), MappingProxyType({"score": 1})
+
+    solver = Quiet() if name is None else EXAMPLES[name]
+    tuned = Tuned(solver, {}, Before(0, 0, torch.zeros(0)))
+    for said in dataclasses.fields(Traits):
+        if said.name not in ("given_back", "with_adjoint", "as_data", "step_size"):
+            assert getattr(traits(tuned), said.name) == getattr(traits(solver), said.name), said
+    for said in ("needs", "timed", "init_cost", "step_cost", "capturable"):
+        assert getattr(tuned, said) == getattr(solver, said), said

@@ -888,3 +888,27 @@ class TestChunks:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             xarray.open_datatree(pair[1].store, engine="zarr").load()
+
+
+def contents_of(path):
+    """All arrays of a store, with what is along their axes, as numbers."""
+    tree = xarray.open_datatree(path, engine="zarr")
+    return {
+        f"{group.path}/{name}": (found.dims, found.to_numpy())
+        for group in tree.subtree
+        for name, found in group.to_dataset().variables.items()
+    }
+
+
+@pytest.mark.parametrize("field", [NAMED, PLAIN], ids=["names", "no names"])
+def test_the_store_of_a_run_that_was_made_longer_is_that_of_one_run(field, tmp_path):
+    """Its draws, statistics and labels."""
+    run = {"solver": stk.ULA(0.1), "warmup": None, "draws": 4}
+    for steps in (6, 11):
+        drawn(tmp_path / "a", field, checkpoint=tmp_path / "c", steps=steps, **run)
+    drawn(tmp_path / "b", field, steps=11, **run)
+    longer, whole = contents_of(tmp_path / "a"), contents_of(tmp_path / "b")
+    assert longer.keys() == whole.keys()
+    for name, (dims, values) in whole.items():
+        assert longer[name][0] == dims, name
+        np.testing.assert_array_equal(longer[name][1], values, name)

@@ -776,3 +776,47 @@ def test_a_mixture_of_one_support_has_the_shape_of_a_component(name, rows):
     torch.testing.assert_close(field.users_log_prob(x), law.log_prob(x))
     assert (field.users_log_prob(torch.full_like(x, -9.0)) == -torch.inf).all()
     assert field.energy(z).shape == (rows,)
+
+
+HINGING = {  # of parameters that are x: where these are none, x is refused
+    "scale": (lambda v: td.Normal(0.0, v), 0.5, -1.0),
+    "rate": (td.Exponential, 0.5, -1.0),
+    "concentration": (lambda v: td.Gamma(v, 1.0), 0.5, -1.0),
+    "degrees of freedom": (td.StudentT, 3.0, -1.0),
+    "high": (lambda v: td.Uniform(0.0, v), 2.0, -1.0),
+    "probability": (td.Bernoulli, 0.5, 1.5),
+    "probability of a trial": (td.Geometric, 0.5, -0.5),
+    "probability between": (lambda v: td.ContinuousBernoulli(v, validate_args=True), 0.3, 1.5),
+    "covariance": (lambda v: td.MultivariateNormal(torch.zeros(1), v[..., None, None]), 0.5, -1.0),
+    "support": (lambda v: td.Uniform(0.0, v), 2.0, 0.5),
+    "rows of a support": (
+        lambda v: td.Independent(td.Uniform(torch.zeros(len(v), 1), v[:, None]), 1),
+        2.0,
+        0.5,
+    ),
+    "value": (lambda v: None, 0.5, -1.0),
+}
+
+
+@pytest.mark.parametrize("rows", [1, 5])
+@pytest.mark.parametrize("name", HINGING)
+def test_rows_without_a_law_are_refused_and_the_others_have_theirs(name, rows):
+    """Whichever check of torch's distributions it is, and however it says which rows these are."""
+    law, right, wrong = HINGING[name]
+
+    def energy(x):
+        if name == "value":
+            return -td.Exponential(1.0).log_prob(x)
+        own = law(x)
+        value = torch.ones(1) if own.event_shape else torch.tensor(1.0)
+        return -own.log_prob(value).reshape(len(x))
+
+    x = torch.full((rows,), right)
+    x[rows // 2] = wrong
+    found, gradient = stk.Energy(energy, ()).energy_and_grad(x)
+    inside = torch.arange(rows) != rows // 2
+    assert torch.equal(found.isfinite(), inside)
+    assert torch.equal(found == math.inf, ~inside)
+    assert torch.equal(gradient.isfinite(), inside)
+    if rows > 1:
+        torch.testing.assert_close(found[inside], energy(x[inside]))

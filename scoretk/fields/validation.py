@@ -31,6 +31,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
+from scoretk.core.anatomy import walk
 from scoretk.core.rows import across, row_sum
 from scoretk.errors import InvalidArgument
 from scoretk.fields.derivatives import probes
@@ -244,12 +245,14 @@ def _evaluated_elsewhere(
 def _raise_unless_of_x(
     evaluate: Callable[..., Any], x: Tensor, cond: Mapping[str, Tensor], error: ValueError
 ) -> None:
-    """Raise the error unless the value that is refused depends on x."""
+    """Raise the error unless what is refused, or what it has to satisfy, depends on x."""
     with torch.enable_grad():
         try:
             evaluate(x.detach().requires_grad_(), **cond)
         except ValueError as refusal:
             known = _check_of(refusal) or {}
-            if isinstance(known.get("value"), Tensor) and known["value"].requires_grad:
+            checked = (known.get(name) for name in ("value", "constraint", "support"))
+            of_check = [*(checked if "value" in known else known.values())]
+            if any(isinstance(part, Tensor) and part.requires_grad for part in walk(of_check)):
                 return
     raise error

@@ -13,15 +13,16 @@ from scoretk.core.noise import Noise
 from scoretk.core.streams import Stream
 from scoretk.errors import InvalidArgument
 from scoretk.fields.alike import alike
-from scoretk.fields.base import NormalBase
+from scoretk.fields.base import EmpiricalBase, NormalBase, UniformStates
 from scoretk.fields.bridge import Bridge, Stretched
 from scoretk.fields.conditions import own
 from scoretk.fields.convert import PREDICTIONS, convert
-from scoretk.fields.derivatives import check_no_steps
+from scoretk.fields.derivatives import check_derivative, check_no_steps, value_and_pullback
 from scoretk.fields.discrete import Discrete
 from scoretk.fields.freelaws import free_law, support_of, unvalidated
 from scoretk.fields.gradient import grad_energy, score_of_energy
 from scoretk.fields.paths import EDM, VE, VP, Cosine, Interpolant, Linear, SubVP, Tabulated
+from scoretk.fields.protocols import is_timed, offers
 from scoretk.fields.resolve import resolve
 from scoretk.fields.states import check_states, labels, pick, uniform_states
 from scoretk.fields.supports import bijection, ordered
@@ -844,3 +845,74 @@ def test_a_gradient_has_the_type_of_x_whatever_the_fields_own_has(dtype):
         energy, gradient = resolve(field, {"energy", "score"}).energy_and_grad(x)
         assert (energy.dtype, gradient.dtype) == (dtype, dtype)
         assert torch.equal(gradient, x)
+
+
+def _samples(shape):
+    return torch.arange(5.0 * math.prod(shape)).reshape(5, *shape)
+
+
+BASES = {
+    "normal": lambda shape: NormalBase(shape, 2.0),
+    "samples": lambda shape: EmpiricalBase(_samples(shape)),
+    "samples of a velocity": lambda shape: (
+        stk.Velocity(lambda x, t: x, shape, _samples(shape)).base
+    ),
+    "distribution": lambda shape: (
+        stk.Velocity(
+            lambda x, t: x, shape, td.Independent(td.Normal(_samples(shape)[1], 1.0), len(shape))
+        ).base
+    ),
+    "states": lambda shape: UniformStates(stk.Discrete(_flat(shape), (0.0, 1.0))),
+    "of a path": lambda shape: stk.Diffusion(lambda x, t: x, shape, stk.VE()).base,
+    "stretched": lambda shape: Stretched(NormalBase(shape), 2.0),
+    "tempered": lambda shape: stk.tempered(NormalBase(shape), 2.0),
+    "bridge": lambda shape: stk.bridge(NormalBase(shape), _flat(shape), 0.5),
+    "product": lambda shape: stk.product(NormalBase(shape), _flat(shape)),
+    "constrained": lambda shape: stk.constrained(_flat(shape), td.constraints.positive),
+    "smoothed": lambda shape: stk.smoothed(_flat(shape), VP()),
+    "noised": lambda shape: stk.Diffusion(lambda x, t: x, shape, VP()).at(0.5),
+}
+
+
+def _flat(shape):
+    return stk.Energy(lambda x: x.flatten(1).square().sum(1), shape)
+
+
+@pytest.mark.parametrize("shape", [(3,), (3, 2), (1, 3, 2), (2, 1)], ids=str)
+@pytest.mark.parametrize("name", BASES)
+def test_events_have_all_axes_of_their_field(name, shape):
+    field = BASES[name](shape)
+    assert tuple(field.event_shape) == shape
+    x = torch.rand(4, *shape, generator=torch.Generator().manual_seed(0))
+    has = offers(field)
+    if "draw" in has:
+        assert field.draw(4, Noise(0, 4)).shape == x.shape
+    if not is_timed(field):
+        for answer in has & {"energy", "log_prob"}:
+            assert getattr(field, answer)(x).shape == (4,)
+        if "score" in has:
+            assert field.score(x).shape == x.shape
+
+
+THETA = torch.ones((), requires_grad=True)
+APART = {
+    "a number": lambda x: x.new_ones(len(x)),
+    "parameters": lambda x: THETA * x.new_ones(len(x)),
+    "nought times x": lambda x: 0 * x.sum(1),
+    "x left out": lambda x: THETA * x.detach().new_ones(len(x)),
+}
+SLOPES = {
+    "pullback": lambda f, x: value_and_pullback(f, x, keep=False)[1](torch.ones(len(x))),
+    "pullback that is kept": lambda f, x: value_and_pullback(f, x, keep=True)[1](
+        torch.ones(len(x))
+    ),
+    "looked for": lambda f, x: check_derivative(f, x, "f", f, "") or torch.zeros_like(x),
+}
+
+
+@pytest.mark.parametrize("apart", APART)
+@pytest.mark.parametrize("slope", SLOPES)
+def test_what_does_not_depend_on_x_has_the_slope_0(slope, apart):
+    """Whatever else of it is in the graph."""
+    x = torch.randn(3, 2, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(SLOPES[slope](APART[apart], x), torch.zeros(3, 2))

@@ -17,7 +17,7 @@ from scoretk.errors import CheckpointError, Status
 from scoretk.fields.resolve import resolve
 from scoretk.fields.states import uniform_states
 from scoretk.models.targets.mixture import gaussian
-from scoretk.run import progress
+from scoretk.run import progress, ranks
 from scoretk.run.drive import drive
 from scoretk.run.moment import BEYOND_PATH, BEYOND_START, Loop, begin, reach_of
 from scoretk.run.progress import ProgressBar
@@ -761,3 +761,58 @@ def test_recorders_around_another_ask_it_the_same(around, what):
 def test_a_position_is_of_the_rows_in_the_users_space():
     assert torch.equal(OfRows(Asked(), slice(1, 3)).position(X), torch.tensor([1.0, 2.0]))
     assert torch.equal(Constraining(Asked(), torch.exp).position(X), X.exp())
+
+
+def blocks_of(monkeypatch, seconds_a_step):
+    """The steps at which the blocks of a run end, on a machine of this speed."""
+    now, ends = [0.0], []
+
+    def counted(self, batch, step, made):
+        now[0] += made * seconds_a_step
+        ends.append(step)
+        return step
+
+    monkeypatch.setattr(ranks.Alone, "pulse", counted)
+    monkeypatch.setattr("scoretk.run.drive.time.perf_counter", lambda: now[0])
+    stk.sample(gaussian(2), stk.ULA(0.1), chains=2, steps=500, warmup=0)
+    return ends
+
+
+@pytest.mark.parametrize("steady", [True, False])
+def test_blocks_of_a_team_end_at_the_same_steps_however_fast_its_machines_are(monkeypatch, steady):
+    """Those of a process by itself are the longer the faster it is."""
+    monkeypatch.setattr(ranks.Alone, "steady", steady)
+    slow, fast = (blocks_of(monkeypatch, seconds) for seconds in (0.2, 1e-4))
+    assert (slow == fast) is steady
+    assert slow[-1] == fast[-1] == 500
+
+
+@pytest.mark.parametrize("failed", [0, 3])
+def test_a_progress_line_says_how_far_how_fast_and_how_well(failed):
+    pytest.importorskip("rich")
+    with ProgressBar(True, 40) as bar:
+        console = bar._bar.console
+        with console.capture() as told:
+            for second, done in enumerate((10, 20, 30)):
+                bar._bar.get_time = lambda now=float(second): now
+                bar.update(done, failed)
+            console.print(bar._bar.get_renderable())
+    line = " ".join(told.get().split())
+    assert "sampling" in line
+    assert "30/40" in line
+    assert "10 steps/s" in line
+    assert (f"{failed} failed" if failed else "all chains well") in line
+
+
+@pytest.mark.parametrize("batch", [None, 2, 3])
+def test_chains_that_have_failed_are_shown_whichever_batch_they_were_in(monkeypatch, batch):
+    shown = []
+    monkeypatch.setattr(
+        ProgressBar, "update", lambda self, done, failed: shown.append((done, failed))
+    )
+    init = torch.tensor([[0.0], [9.0], [0.0], [9.0], [9.0], [0.0], [0.0]])
+    field = stk.Energy(lambda x: torch.where(x > 5, torch.nan, x * x / 2).sum(1), (1,))
+    draws = stk.sample(field, stk.ULA(0.1), init=init, steps=20, batch=batch)
+    assert int((~draws.ok).sum()) == 3
+    assert shown[-1][1] == 3
+    assert shown == sorted(shown)

@@ -2,6 +2,7 @@
 
 import math
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -700,3 +701,77 @@ def test_a_length_that_nothing_was_learned_of_is_that_of_a_step(size):
     assert float(state.length) == pytest.approx(size)
     memory, found = part._ascend(memory, 0.0, size, float(state.length), True)
     assert found == pytest.approx(length.STRETCH * size)
+
+
+class Kept(NamedTuple):
+    """What a part that hands on all it is told remembers: who made it."""
+
+    history: tuple[str, ...]
+
+
+class Link:
+    """A part that is told of everything, and wants what it remembered last."""
+
+    def __init__(self, name, changes=False):
+        self.name, self.changes, self.last, self.asked = name, changes, None, []
+        self.own = torch.tensor(float(len(name)))
+
+    def after(self, memory, what):
+        assert memory is self.last, (self.name, what)
+        self.asked.append(what)
+        self.last = Kept((*memory.history, what) if memory else (what,))
+        return self.last
+
+    def begin(self, kernel, field, state, noise, alive):
+        return state, self.after(None, "begin"), 0
+
+    def measure(self, memory, lesson):
+        return self.after(memory, "measure"), (torch.tensor(float(lesson.step)), self.own)
+
+    def learn(self, state, memory, lesson):
+        assert lesson.measured == (float(lesson.step), float(self.own))
+        change = Change() if self.changes and lesson.step % 2 else None
+        return state, self.after(memory, "learn"), change
+
+    def changed(self, state, memory, change):
+        return state, self.after(memory, "arrived" if change.arrived else "changed")
+
+
+def tuned_by_links(approach, idle):
+    """Four steps of warmup of HMC with three parts: what each was asked, and the common steps' sizes."""
+    field = resolve(stk.Energy(lambda x: x.square().sum(1) / 2, (2,)), {"energy"})
+    noise, alive = Noise(0, 3), torch.ones(3, dtype=torch.bool)
+    kernel, shortened = stk.HMC(0.1, 2, metric="none"), []
+
+    class Watched:
+        def __getattr__(self, name):
+            return getattr(kernel, name)
+
+        def trial(self, field, state, noise, shorter):
+            shortened.append(shorter.clone())
+            return kernel.trial(field, state, noise, shorter)
+
+    links = [Link("first"), Link("second", changes=True), Link("third")]
+    of_links = Adaptation(tuple(links), approach)
+    state = kernel.init(field, torch.ones(3, 2), noise)
+    state, learned, _ = of_links.begin(Watched(), field, state, noise, alive)
+    learned = learned._replace(idle=idle)
+    for step in range(20):
+        now = WarmupStep(Watched(), field, noise, alive, step, 20)
+        state, _, learned = of_links.update(now, state, learned)
+        assert [part.last for part in links] == list(learned.parts)
+    return [link.asked for link in links], shortened
+
+
+@pytest.mark.parametrize("approach", [None, Approach("none", always=True)])
+def test_a_part_is_given_what_it_last_remembered(approach):
+    """Whoever asks it: a step, a change that it or another part has made, or the end of an approach."""
+    asked, shortened = tuned_by_links(approach, torch.tensor([0, 3, 5]))
+    own = scales.approach_steps(20) if approach else 0
+    before, after = (["begin"] + ["arrived"] * bool(approach) for _ in range(2))
+    for step in range(own, 20):
+        told = ["changed"] * (step % 2)  # by the second part, as the third is still to learn
+        before, after = ([*before, "measure", "learn", *told], [*after, "measure", *told, "learn"])
+    assert asked == [before, before, after]
+    assert len(shortened) == 20 - own
+    assert shortened[0].tolist() == [1.0, 1.0, 0.25]

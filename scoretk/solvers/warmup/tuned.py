@@ -319,6 +319,16 @@ class Tuned:
         """The temperature at which the solver ends."""
         return traits(self.solver).temperature
 
+    @property
+    def island(self) -> int:
+        """How many of the solver's neighbouring chains belong together."""
+        return traits(self.solver).island
+
+    @property
+    def start(self) -> Callable[[Any, Tensor, NoiseSource], Tensor]:
+        """What the solver makes of a field's start of chains."""
+        return traits(self.solver).start
+
     def init(self, field: Any, x: Tensor, noise: NoiseSource) -> Any:
         """The solver's state at x, with the tuned values.
 
