@@ -9,7 +9,7 @@ from torch.distributions import MultivariateNormal, constraints
 import scoretk as stk
 from scoretk.fields.conditions import taken
 from scoretk.fields.protocols import is_timed, offers
-from scoretk.fields.resolve import NotingField, StaticField, resolve
+from scoretk.fields.resolve import StaticField, resolve
 from scoretk.models.targets.mixture import GaussianMixture
 
 MIXTURE = GaussianMixture(torch.zeros(1, 2), torch.ones(1), torch.ones(1))
@@ -200,14 +200,11 @@ class Shifted:
 
 @pytest.mark.parametrize("own", [(), ("score",), ("score", "energy_and_grad")], ids=str)
 @pytest.mark.parametrize("bound", ["", "a", "ab"], ids=str)
-@pytest.mark.parametrize("kind", [StaticField, NotingField])
-def test_conditions_that_a_field_is_asked_with_come_beside_those_that_it_is_bound_to(
-    kind, own, bound
-):
+def test_conditions_that_a_field_is_asked_with_come_beside_those_that_it_is_bound_to(own, bound):
     rows = {"a": torch.tensor([0.5, -1.0, 2.0]), "b": torch.tensor([3.0, 0.25, 1.0])}
     x = torch.randn(3, 2, generator=torch.Generator().manual_seed(0))
     native = Shifted(*own)
-    field = kind(native, {name: rows[name] for name in bound})
+    field = StaticField(native, {name: rows[name] for name in bound})
     given = {name: value for name, value in rows.items() if name not in bound}
     energy, score = native.energy(x, **rows), native.own_score(x, **rows)
     torch.testing.assert_close(field.energy(x, **given), energy)
