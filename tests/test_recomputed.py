@@ -192,3 +192,10 @@ def test_a_forward_of_a_blocks_own_is_computed_again_and_stays(patched):
         assert torch.equal(a, b)
     assert [block.calls for block in again.blocks] == [2] * 6
     assert [block.__dict__.get("forward") for block in again.blocks] == own
+
+
+@pytest.mark.parametrize("kinds", [(Block, nn.Linear), (nn.Linear, Block)], ids=["first", "last"])
+def test_blocks_of_every_type_that_is_named_are_computed_again(kinds):
+    net = Net().eval()
+    stk.Energy(stk.recomputed(net, kinds), (2,)).energy_and_grad(torch.ones(3, 2))
+    assert [block.calls for block in net.blocks] == [2] * 6

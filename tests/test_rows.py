@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from scoretk.core import rows
+from scoretk.core.devices import all_and_any, on
 
 DTYPES = [torch.float32, torch.float64]
 OURS = {
@@ -98,3 +99,17 @@ def test_values_stay_where_all_parts_of_a_row_are_finite(shape):
         found = rows.nan_unless_finite(values, *parts)
         assert found.isnan().tolist() == [False, False, True, False]
         assert torch.equal(found[[0, 1, 3]], values[[0, 1, 3]])
+
+
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad, torch.enable_grad])
+def test_what_is_remembered_serves_whatever_mode_it_was_made_in(mode):
+    """A copy on another device goes into a graph later, and flags that are written are read again."""
+    constant, flags = torch.ones(2), torch.tensor([True, True])
+    with mode():
+        copy = on(constant, torch.device("meta"))
+        own = flags.clone()
+        assert all_and_any(own) == (True, True)
+        own[0] = False
+        assert all_and_any(own) == (False, True)
+    assert on(constant, torch.device("meta")) is copy
+    assert not copy.is_inference()
