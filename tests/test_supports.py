@@ -820,3 +820,42 @@ def test_rows_without_a_law_are_refused_and_the_others_have_theirs(name, rows):
     assert torch.equal(gradient.isfinite(), inside)
     if rows > 1:
         torch.testing.assert_close(found[inside], energy(x[inside]))
+
+
+THREE = torch.full((3,), 2.0, dtype=torch.float64)
+SAME_SPACE = {
+    "numbers and tensors": (td.Beta(THREE[0], THREE[0]), td.Uniform(0 * THREE[0], THREE[0] / 2)),
+    "of many entries": tuple(
+        td.Independent(law, 1) for law in (td.Beta(THREE, THREE), td.Uniform(0 * THREE, THREE / 2))
+    ),
+    "above": (td.Pareto(THREE[0], THREE[0]), td.Pareto(torch.tensor([2.0]).double()[0], 3.0)),
+}
+
+
+@pytest.mark.parametrize("name", SAME_SPACE)
+def test_laws_of_one_support_are_mixed_however_its_bounds_are_given(name):
+    """With the density of the mixture in the space that they have; product as well."""
+    laws = SAME_SPACE[name]
+    field = stk.mixture(list(laws), [0.3, 0.7])
+    z = torch.linspace(-1, 1, 4, dtype=torch.float64)
+    z = z.reshape(-1, *(1,) * len(field.event_shape)).expand(-1, *field.event_shape)
+    x = field.constrain(z)
+    dense = torch.logaddexp(
+        *(law.log_prob(x) + math.log(w) for law, w in zip(laws, (0.3, 0.7), strict=True))
+    )
+    torch.testing.assert_close(-field.users_energy(x), dense)
+    both = -stk.product(*laws).users_energy(x)
+    torch.testing.assert_close(both - both[0], (d := sum(law.log_prob(x) for law in laws)) - d[0])
+
+
+@pytest.mark.parametrize("other", [td.Uniform(0.0, 1.5), td.Uniform(0.1, 1.0), td.Exponential(1.0)])
+def test_laws_of_other_supports_are_not_mixed(other):
+    with pytest.raises(stk.InvalidArgument, match="one and the same constraint"):
+        stk.mixture([td.Beta(2.0, 3.0), other], [0.5, 0.5])
+
+
+def test_laws_whose_bounds_agree_in_the_first_entry_alone_are_not_mixed():
+    up = torch.tensor([1.0, 2.0, 3.0])
+    laws = [td.Independent(td.Uniform(0 * up, high), 1) for high in (up, up.flip(0) * 0 + 1)]
+    with pytest.raises(stk.InvalidArgument, match="one and the same constraint"):
+        stk.mixture(laws, [0.5, 0.5])

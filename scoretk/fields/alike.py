@@ -20,8 +20,8 @@ def alike(a: Any, b: Any) -> bool:
     """Whether a and b are the same object, or of one type and of equal parts.
 
     Tensors and arrays are equal where dtype, shape and all entries are; methods where they are the
-    same of equal objects; modules, functions and types only where they are the same object. A
-    `repr` decides nothing, as it may be abbreviated.
+    same of equal objects; modules, functions and types only where they are the same object. What an
+    object has as `alike_by` stands for its parts. A `repr` decides nothing, as it may be abbreviated.
     """
     return _alike(a, b, set())
 
@@ -60,6 +60,9 @@ def _equal_parts(a: Any, b: Any, open_pairs: set[tuple[int, int]]) -> bool:
 
 def _parts(value: Any) -> dict[str, Any] | None:
     """What an object is made of, by name, without what it caches; None where it does not say."""
+    compared = getattr(value, "alike_by", None)
+    if isinstance(compared, dict):
+        return compared
     if dataclasses.is_dataclass(value):
         return {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
     return dict(vars(value)) if hasattr(value, "__dict__") else None

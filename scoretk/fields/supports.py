@@ -165,6 +165,14 @@ def _as(bound: Bound, like: Tensor) -> Bound:
     return constant_like(bound, like) if isinstance(bound, Tensor) else bound
 
 
+def _plain(bound: Bound) -> Bound:
+    """A bound as a number where it is one and the same for all entries."""
+    if not isinstance(bound, Tensor):
+        return float(bound)
+    first = bound.flatten()[:1]
+    return float(first) if len(first) and bool((bound == first).all()) else bound
+
+
 @dataclass(frozen=True, eq=False)
 class Above:
     """Numbers above a bound: `x = a + exp(z)`.
@@ -176,6 +184,11 @@ class Above:
     lower: Bound
     event_dim = 0
     _low: ClassVar[dict[torch.dtype, float]]
+
+    @property
+    def alike_by(self) -> dict[str, Bound]:
+        """As `scoretk.fields.alike` says: bounds by their values, be they numbers or tensors."""
+        return {"lower": _plain(self.lower)}
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_low", _nexts(self.lower, True))
@@ -216,6 +229,11 @@ class Below:
     event_dim = 0
     _high: ClassVar[dict[torch.dtype, float]]
 
+    @property
+    def alike_by(self) -> dict[str, Bound]:
+        """As `scoretk.fields.alike` says: bounds by their values, be they numbers or tensors."""
+        return {"upper": _plain(self.upper)}
+
     def __post_init__(self) -> None:
         object.__setattr__(self, "_high", _nexts(self.upper, False))
 
@@ -252,6 +270,11 @@ class Between:
     event_dim = 0
     _low: ClassVar[dict[torch.dtype, float]]
     _high: ClassVar[dict[torch.dtype, float]]
+
+    @property
+    def alike_by(self) -> dict[str, Bound]:
+        """As `scoretk.fields.alike` says: bounds by their values, be they numbers or tensors."""
+        return {"lower": _plain(self.lower), "upper": _plain(self.upper)}
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_low", _nexts(self.lower, True))
