@@ -1,6 +1,7 @@
 """The kit for authors of models and solvers: the laws they are held to, as reports and as tests."""
 
 from scoretk.conformance.kit import CHECKS, Check, CheckResult, check_model, parametrize_with_checks
+from scoretk.conformance.on_data import check_on_data
 from scoretk.conformance.solver_kit import (
     SOLVER_CHECKS,
     SolverCheck,
@@ -18,6 +19,7 @@ __all__ = [
     "SolverCheck",
     "Violation",
     "check_model",
+    "check_on_data",
     "check_solver",
     "parametrize_with_checks",
     "parametrize_with_solver_checks",

@@ -1,0 +1,150 @@
+"""Whether a field is what it is said to be, by data of its law: what a network predicts shows so alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scoretk.conformance.kit import CheckResult
+from scoretk.core.anatomy import left_as_found
+from scoretk.core.arguments import event_shape
+from scoretk.core.arrays import aligned
+from scoretk.core.devices import wide
+from scoretk.core.keywords import explained
+from scoretk.core.noise import Noise
+from scoretk.core.rows import row_sum
+from scoretk.core.streams import Stream
+from scoretk.errors import InvalidArgument
+from scoretk.fields.convert import PREDICTIONS, row_coefficients
+from scoretk.fields.distribution import in_free_space
+from scoretk.fields.protocols import is_timed, optional
+from scoretk.fields.resolve import StaticField, gaussian_path, prediction, resolve
+
+__all__ = ["check_on_data"]
+
+FEWEST = 32
+LEVELS = (0.1, 0.3, 1.0, 3.0)
+"""The noise in units of the data's spread at which a field in time is asked."""
+TIMES = 400
+ERRORS = 4.0
+"""By how many standard errors a finding has to be beyond what is allowed."""
+WORSE, BETTER = 2.0, 0.8
+"""How much larger than that of the best line an error may be, and how much smaller that of another
+reading of a network must be to be the better one.
+"""
+_METHODS = {"velocity": "velocity", "score": "score", "data": "denoise"}
+
+
+@explained
+def check_on_data(
+    field: Any, data: Tensor, *, cond: Mapping[str, Tensor] | None = None, seed: int = 0
+) -> list[CheckResult]:
+    """Hold a field to data of the law that it is said to be of, held back ones where it was trained.
+
+    A field in time is asked for the data in noised ones, at four levels of noise: the mean square
+    error is to be no more than twice that of the best line in each entry ("denoises"), and no other
+    `predicts` is to make it clearly smaller ("predicts"). A network whose prediction or time is
+    taken for another's samples garbage without a failure.
+
+    The score s of a static field is asked whether `E[s_i(x) (x_i - E x_i)]` is about -1 in the mean
+    over entries, as it is of the law's own score by Stein's identity ("slopes"): a score of the
+    wrong sign or scale, or an energy that is a log density, is told.
+
+    Args:
+        field: A field with a score, or one in time on a Gaussian path.
+        data: `(n, *event_shape)`, n at least 32; of a constrained field, in its free space.
+        cond: Conditions by name, a row of data each, `(n, ...)`.
+        seed: The seed of the noise.
+
+    Returns:
+        One result for each check.
+
+    Raises:
+        InvalidArgument: Data of another shape, too few, not finite or all alike.
+        MissingCapability: The field has neither a score nor a Gaussian path.
+
+    References:
+        Stein, "A bound for the error in the normal approximation to the distribution of a sum of
+        dependent random variables" (1972).
+    """
+    field = in_free_space(field)
+    data = _checked(field, data)
+    with left_as_found(field), torch.no_grad():
+        if is_timed(field):
+            return _in_time(field, data, dict(cond or {}), Noise(seed, len(data)))
+        return [_slopes(resolve(field, {"score"}, timed=False, cond=cond), data)]
+
+
+def _checked(field: Any, data: Any) -> Tensor:
+    shape = event_shape(field.event_shape)
+    if not isinstance(data, Tensor) or data.shape[1:] != shape or len(data) < FEWEST:
+        raise InvalidArgument(
+            "data", data, f"a tensor of at least {FEWEST} rows of the field's events, (n, *{shape})"
+        )
+    if not bool(data.isfinite().all()) or not bool((data != data[:1]).any()):
+        raise InvalidArgument("data", data, "finite numbers that are not all alike")
+    return data
+
+
+def _slopes(bound: Any, data: Tensor) -> CheckResult:
+    assert isinstance(bound, StaticField)
+    x = wide(data)
+    products = row_sum(wide(bound.score(aligned(data))) * (x - x.mean(0))) / x[0].numel()
+    found, error = float(products.mean()), float(products.std()) / math.sqrt(len(x))
+    wrong = not -2 - ERRORS * error <= found <= -0.5 + ERRORS * error
+    law = "the mean over data of score times distance from the mean is about -1 an entry"
+    hint = " (as if it had the wrong sign)" if found > 0 else ""
+    told = f"it is {found:.3g} +- {error:.2g}{hint}" if wrong else ""
+    return CheckResult("slopes", "failed" if wrong else "passed", law, told)
+
+
+def _in_time(field: Any, data: Tensor, cond: dict[str, Tensor], noise: Noise) -> list[CheckResult]:
+    name, _ = prediction(field)
+    path = gaussian_path(field, "denoise")
+    raw = optional(field, "predict") or getattr(field, _METHODS[name])
+    x, shape = wide(data), tuple(data.shape[1:])
+    variance = x.var(0)
+    errors: dict[str, list[Tensor]] = {reading: [] for reading in PREDICTIONS}
+    far = []
+    for level, t in enumerate(_times(path, float(variance.mean().sqrt()))):
+        alpha, sigma = float(path.alpha(t)), float(path.sigma(t))
+        eps = noise.normal(level, Stream.START, shape, torch.float64).to(x)
+        noised = alpha * x + sigma * eps
+        answer = wide(raw(noised.to(data.dtype), data.new_full((len(x),), float(t)), **cond))
+        line = (variance * sigma**2 / (variance * alpha**2 + sigma**2)).sum()
+        for reading, found in errors.items():
+            a, b = row_coefficients(path, t, reading, "data", torch.float64)
+            found.append(row_sum((a.to(x) * answer + b.to(x) * noised - x).square()) / line)
+        own = errors[name][-1]
+        if not float(own.mean()) <= WORSE + ERRORS * float(own.std()) / math.sqrt(len(x)):
+            far.append(f"{float(own.mean()):.3g} times at t = {float(t):.3g}")
+    law = f"data are found in noised ones with at most {WORSE:g} times the error of the best line"
+    denoises = CheckResult("denoises", "failed" if far else "passed", law, "; ".join(far))
+    return [denoises, _reading(name, {k: torch.stack(v).mean(0) for k, v in errors.items()})]
+
+
+def _times(path: Any, spread: float) -> list[Tensor]:
+    """The times at which the noise is nearest to `LEVELS` of the data's spread."""
+    t = torch.linspace(0, 1, TIMES + 1, dtype=torch.float64)[1:-1]
+    noise = (path.sigma(t) / (path.alpha(t) * spread)).log()
+    chosen = {
+        int((noise - math.log(level)).abs().nan_to_num(math.inf).argmin()) for level in LEVELS
+    }
+    return [t[i] for i in sorted(chosen)]
+
+
+def _reading(name: str, errors: dict[str, Tensor]) -> CheckResult:
+    """Whether another reading of the network's answers finds the data clearly better."""
+    law = "no other `predicts` finds the data clearly better"
+    own, best = errors[name], min(errors, key=lambda reading: float(errors[reading].mean()))
+    gain = BETTER * own - errors[best]
+    better = float(gain.mean()) > ERRORS * float(gain.std()) / math.sqrt(len(gain))
+    if best == name or not better:
+        return CheckResult("predicts", "passed", law)
+    share = float(errors[best].mean() / own.mean())
+    told = f"with predicts={best!r} the error is {share:.2g} times that with {name!r}"
+    return CheckResult("predicts", "failed", law, told)
