@@ -5,6 +5,8 @@ import torch
 from torch import nn
 
 import scoretk as stk
+from scoretk.solvers import EXAMPLES
+from scoretk.solvers.base import is_grid
 
 ROWS = torch.linspace(-1, 1, 16, dtype=torch.float64).reshape(8, 2)
 KERNEL = stk.HMC(step_size=0.1, leapfrogs=2, metric="none")
@@ -203,6 +205,30 @@ def test_a_field_that_computes_in_float64_leaves_the_states_dtype(field, solver,
     draws = stk.sample(field, solver, init=torch.ones(8, 2), **run)
     assert draws.final.dtype == torch.float32
     assert draws.ok.all()
+
+
+STATIC = [name for name, solver in EXAMPLES.items() if not solver.timed]
+
+
+@pytest.mark.parametrize("name", [n for n in STATIC if "states" not in EXAMPLES[n].needs])
+def test_energies_of_a_wider_dtype_leave_positions_theirs_under_every_solver(name):
+    solver = EXAMPLES[name]
+    run = {} if is_grid(solver) else {"steps": 3}
+    draws = stk.sample(Precise(), solver, chains=8, dtype=torch.float32, **run)
+    assert draws.final.dtype == torch.float32
+    assert draws.ok.all()
+
+
+def test_replicas_move_from_a_base_of_a_wider_dtype():
+    """As those of `log_partition`'s own search are."""
+    base = torch.distributions.Normal(torch.zeros(2, dtype=torch.float64), 1.0)
+    inner = EXAMPLES["parallel-tempering"]
+    base = stk.from_distribution(torch.distributions.Independent(base, 1))
+    solver = stk.AIS(base=base, levels=4, kernel=inner)
+    field = stk.Energy(lambda x: x.square().sum(1) / 2, (2,))
+    draws = stk.sample(field, solver, chains=8, dtype=torch.float32)
+    assert draws.final.dtype == torch.float32
+    assert draws.stats["log_weight"].std() < 1e-5
 
 
 @pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])

@@ -514,6 +514,9 @@ def test_a_kernel_that_keeps_no_gradient_is_refused():
         stk.sample(
             gaussian(), ParallelTempering(Forgetful(), temperatures=LADDER), chains=2, steps=2
         )
+    inner = ParallelTempering(Fresh(), temperatures=LADDER)  # holds those of all its replicas
+    with pytest.raises(stk.InvalidArgument, match="energy and grad"):
+        stk.sample(gaussian(), ParallelTempering(inner, temperatures=LADDER), chains=2, steps=2)
     with pytest.raises(stk.InvalidArgument, match="warmup"):
         stk.sample(gaussian(), ParallelTempering(), chains=2, steps=2, warmup=0)
     with pytest.raises(stk.MissingCapability):

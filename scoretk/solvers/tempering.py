@@ -147,6 +147,11 @@ class Rows(NamedTuple):
     target: StaticField
 
 
+def _of_rows(rows: Rows, grad: Tensor) -> Tensor:
+    """What gradients at temperature 1, of a dtype, are multiplied by in the rows' coordinates."""
+    return across(rows.beta.to(grad.dtype), grad) * rows.scale
+
+
 def swap_log_ratio(energy: Tensor, beta: Tensor) -> Tensor:
     """The log ratio of densities after and before the swap of places i and i + 1.
 
@@ -271,11 +276,12 @@ class ParallelTempering(Tunable):
 
     def init(self, field: StaticField, x: Tensor, noise: NoiseSource) -> TemperingState:
         start, k = self.kernel.init(field, x, noise), self._places
-        if not {"energy", "grad"} <= set(start._fields):
+        shapes = [getattr(getattr(start, name, None), "shape", None) for name in ("energy", "grad")]
+        if shapes != [x.shape[:1], x.shape]:  # one of this class holds those of all its replicas
             raise InvalidArgument(
                 "kernel",
                 self.kernel,
-                "a kernel whose state holds energy and grad, as that of HMC does",
+                "a kernel whose state holds energy and grad of its x, as that of HMC does",
             )
         own = (start.x, start.energy, start.grad)
         replicas, energy, grad = (v.repeat_interleave(k, 0).unflatten(0, (len(x), k)) for v in own)
@@ -333,7 +339,7 @@ class ParallelTempering(Tunable):
         state = state._replace(
             replicas=(rows.scale * moved.x).reshape_as(state.replicas),
             energy=(moved.energy / rows.beta).reshape_as(state.energy),
-            grad=(moved.grad / (across(rows.beta, moved.grad) * rows.scale)).reshape_as(state.grad),
+            grad=(moved.grad / _of_rows(rows, moved.grad)).reshape_as(state.grad),
         )
         state, swap, report = self._swapped(state, noise)
         report |= {"accept": accept[:, 0], "evaluations": spent.sum(1)}
@@ -353,7 +359,9 @@ class ParallelTempering(Tunable):
         scale = torch.ones_like(beta) if states_of(field) is not None else beta.rsqrt()
         if shorter is not None and states_of(field) is None:
             scale = scale * shorter
-        beta, scale = beta.flatten(), across(scale.flatten(), state.replicas.flatten(0, 1))
+        # energies may be of a wider dtype than positions
+        of_x = scale.flatten().to(state.replicas.dtype)
+        beta, scale = beta.flatten(), across(of_x, state.replicas.flatten(0, 1))
         cond = {
             name: value.repeat_interleave(self._places, 0) for name, value in field.cond.items()
         }
@@ -363,9 +371,7 @@ class ParallelTempering(Tunable):
     def _started(self, rows: Rows, state: TemperingState, noise: NoiseSource) -> Any:
         """The kernel's state at all replicas."""
         x, energy, grad = (v.flatten(0, 1) for v in (state.replicas, state.energy, state.grad))
-        here = Evaluated(
-            rows.target, (rows.beta * energy, across(rows.beta, grad) * rows.scale * grad)
-        )
+        here = Evaluated(rows.target, (rows.beta * energy, _of_rows(rows, grad) * grad))
         return self._kernel(state).init(rows.target.view(here, "known"), x / rows.scale, noise)
 
     def _swapped(
