@@ -1114,3 +1114,202 @@ def test_an_array_whose_numbers_cannot_be_read_is_told_by_its_form(error):
     told = [identity._value(Lent(np.zeros(n, np.float32), error)) for n in (2, 2, 3)]
     assert told[0] == told[1] != told[2]
     assert told[0] == "array float32 (2,) without numbers that can be read"
+
+
+class OfItsOwn(datetime.date):
+    """Without attributes, and with a way of its own to be made again."""
+
+    __slots__ = ()
+
+    def __reduce__(self):
+        return OfItsOwn, (self.year, self.month, self.day)
+
+
+ALONE = {name: case for name, case in CASES.items() if name != "exported"} | {
+    "format of a view of memory": (
+        lambda v: energy(lambda x: squares(x) * v[0]),
+        memoryview(b"ab"),
+        memoryview(b"ab").cast("b"),
+    ),
+    "shape of a view of memory": (
+        lambda v: energy(lambda x: squares(x) * v[0]),
+        memoryview(b"abcd"),
+        memoryview(b"abcd").cast("B", (2, 2)),
+    ),
+    "what is made again in a way of its own": (
+        lambda v: energy(lambda x: squares(x) * v.day),
+        OfItsOwn(2000, 1, 1),
+        OfItsOwn(2000, 1, 2),
+    ),
+    "which object is met again": (
+        lambda v: energy(
+            lambda x, some=(lambda a, b: [a, b, (a, b)[v]])([1.0, [2]], [3.0, [4]]): squares(x)
+        ),
+        0,
+        1,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", ALONE)
+@pytest.mark.filterwarnings(*TORCHS_OWN)
+def test_the_identity_alone_tells_models_apart(case):
+    """Without the answers that a checkpoint compares as well, and that would hide what it misses."""
+    make, one, other = ALONE[case]
+    told = [Identity(field=make(value)).summary() for value in (one, one, other)]
+    assert told[0] == told[1] != told[2]
+    assert identity.differences(told[0], told[2])
+
+
+def of_hooks(register):
+    def made(some):
+        net = Net()
+        for item in some:
+            getattr(net, register)(lambda *_, item=item: None)
+        return net
+
+    return made
+
+
+def of_register(register):
+    def made(some):
+        net = torch.nn.Module()
+        for name, item in zip("abc", some, strict=True):
+            getattr(net, register)(name, item)
+        return net
+
+    return made
+
+
+def own_class(**names):
+    return type("Own", (), {"__module__": "elsewhere"} | names)
+
+
+def of_slots(some):
+    made = own_class(__slots__=("a", "b", "c"))()
+    for name, item in zip("abc", some, strict=True):
+        setattr(made, name, item)
+    return made
+
+
+def of_cells(some):
+    a, b, c = some
+    return lambda: (a, b, c)
+
+
+def of_names(some):
+    return code("def f(): return a, [b for _ in 'x'], (lambda: c)", **dict(zip("abc", some)))
+
+
+def of_function(some):
+    def made():
+        pass
+
+    made.a, made.b, made.c = some
+    return made
+
+
+def of_module(some):
+    module = types.ModuleType("elsewhere_in_a_test")
+    module.a, module.b, module.c = some
+    return code("def f(): return m.a, m.b, getattr(m, 'c')", m=module)
+
+
+def of_metaclass(some):
+    a, b, c = some
+    meta = type("Meta", (type,), {"__module__": "elsewhere", "a": a})
+    return meta("Model", (own_class(b=b),), {"__module__": "elsewhere", "c": c})()
+
+
+def of_array_of_objects(some):
+    made = np.empty(3, dtype=object)
+    for i, item in enumerate(some):
+        made[i] = item
+    return made
+
+
+PLACES = {
+    "list": list,
+    "tuple": tuple,
+    "deque": collections.deque,
+    "list of one's own": Numbers,
+    "values": lambda some: dict(enumerate(some)),
+    "keys": lambda some: dict.fromkeys(some, 0),
+    "keys and values": lambda some: {some[0]: some[1], "c": some[2]},
+    "dictionary of one's own": lambda some: Options(zip("abc", some, strict=True)),
+    "default of a dictionary": lambda some: collections.defaultdict(of_cells(some)),
+    "view of a dictionary": lambda some: types.MappingProxyType(dict(enumerate(some))),
+    "ordered": lambda some: collections.OrderedDict(enumerate(some)),
+    "namespace": lambda some: types.SimpleNamespace(**dict(zip("abc", some, strict=True))),
+    "slots": of_slots,
+    "arguments": lambda some: functools.partial(max, *some),
+    "keywords": lambda some: functools.partial(max, **dict(zip("abc", some, strict=True))),
+    "function of a partial": lambda some: functools.partial(of_cells(some)),
+    "method": lambda some: types.MethodType(lambda _: None, list(some)),
+    "cells": of_cells,
+    "defaults": lambda some: code("def f(x=s[0], y=s[1], z=s[2]): pass", s=some),
+    "keyword defaults": lambda some: code("def f(*, x=s[0], y=s[1], z=s[2]): pass", s=some),
+    "names": of_names,
+    "attributes of a function": of_function,
+    "module": of_module,
+    "attributes of a class": lambda some: own_class(**dict(zip("abc", some, strict=True)))(),
+    "bases": lambda some: type("Own", tuple(own_class(held=s) for s in some), {})(),
+    "metaclass": of_metaclass,
+    "array of objects": of_array_of_objects,
+    "parameters": of_register("register_parameter"),
+    "buffers": of_register("register_buffer"),
+    "modules": lambda some: torch.nn.ModuleList(
+        of_register("register_parameter")([s] * 3) for s in some
+    ),
+    "iterator": iter,
+    "sets": lambda some: own_class(a={some[0]}, b=frozenset(some[1:]))(),
+    "forward hooks": of_hooks("register_forward_hook"),
+    "hooks before": of_hooks("register_forward_pre_hook"),
+    "backward hooks": of_hooks("register_full_backward_hook"),
+    "backward hooks before": of_hooks("register_full_backward_pre_hook"),
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_all_that_an_object_holds_is_followed_each_alone(place):
+    """The first of several, the last and those between."""
+    some = [torch.nn.Parameter(torch.full((2,), float(i))) for i in range(3)]
+    found = {*map(anatomy.key_of, anatomy.walk(PLACES[place](some)))}
+    assert {*map(id, some)} <= found
+
+    def told(values):
+        return Identity(field=PLACES[place](values)).summary()["digest"]
+
+    assert told(some) == told([torch.nn.Parameter(s.detach().clone()) for s in some])
+    for i in range(3):
+        other = [torch.nn.Parameter(s + 0.5) if k == i else s for k, s in enumerate(some)]
+        assert told(other) != told(some)
+
+
+@pytest.mark.parametrize("entries", [1, 4, 5, 6, 7, 30])
+def test_each_entry_of_a_summary_is_told_beside_its_digest(monkeypatch, entries):
+    """Whether it is kept by name or summed with others; of bounded size."""
+    monkeypatch.setattr(identity, "KEPT", 5)
+
+    def parts_of(changed=None):
+        made = Identity()
+        made.values = {f"field.{i}.scale": str(i + (i == changed) / 2) for i in range(entries)}
+        return made.summary()["parts"]
+
+    assert len(parts_of()) == min(entries, 10)
+    for i in range(min(entries, 10)):
+        assert parts_of(i) != parts_of()
+
+
+def test_what_is_ones_own_is_told_by_what_it_does_and_not_by_its_names():
+    """A class, an object or a function that is defined in another module, or under another name."""
+
+    def told(module, name):
+        def call(self, x):
+            return x * 2
+
+        function = types.FunctionType(call.__code__, {"__name__": module}, name)
+        kind = type(name, (), {"__module__": module, "__qualname__": name, "call": function})
+        return [Identity(of=item).summary()["digest"] for item in (function, kind, kind())]
+
+    assert told("elsewhere", "Model") == told("elsewhere.moved", "Model") == told("__main__", "Net")
