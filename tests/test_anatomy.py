@@ -2,14 +2,17 @@
 
 # ruff: noqa: B008, PLW0108 (defaults and calls behind which a network hides are what is tested)
 import collections
+import contextlib
 import functools
 import operator
 import pickle
+import statistics
 import sys
 import time
 import types
 import weakref
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -524,3 +527,80 @@ def test_adapted_fields_go_through_pickle(field):
     assert torch.equal(
         stk.sample(again, solver, chains=3).final, stk.sample(field, solver, chains=3).final
     )
+
+
+STANDARD = Path(statistics.__file__)
+WHOSE = {
+    "torch": ("torch", "/anywhere/torch/__init__.py", "known"),
+    "of the standard library": ("statistics", str(STANDARD), "known"),
+    "a folder of the standard library": ("email", str(STANDARD.parent / "email/a.py"), "known"),
+    "built in": ("itertools", None, "known"),
+    "one's own": ("model", "/home/me/model.py", "own"),
+    "one's own of a standard name": ("statistics", "/home/me/statistics.py", "own"),
+    "one's own beside the standard library": ("model", str(STANDARD.parent / "model.py"), "own"),
+    "of no file": ("model", None, "own"),
+    "installed": ("model", "/lib/site-packages/model/__init__.py", "installed"),
+    "installed by the system": ("model", "/lib/dist-packages/model.py", "installed"),
+    "installed under a standard name": (
+        "statistics",
+        "/lib/site-packages/statistics.py",
+        "installed",
+    ),
+    "an installed program": ("__main__", "/lib/site-packages/runner/__main__.py", "own"),
+}
+
+
+@pytest.mark.parametrize("case", WHOSE)
+def test_whose_code_it_is_is_told_by_its_name_and_its_file(case):
+    """A file of one's own that bears the name of a module of the standard library is one's own."""
+    top, file, whose = WHOSE[case]
+    assert anatomy._whose_package(top, file) == whose
+
+
+class Fixed(torch.nn.Module):
+    """Its mode is not to be asked for, as of what `torch.export` has made."""
+
+    def __init__(self, *inner):
+        super().__init__()
+        self.inner = torch.nn.ModuleList(inner)
+
+    def train(self, mode=True):
+        raise NotImplementedError(f"train({mode}) is not supported")
+
+
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("wrap", [lambda net: net, Holder, lambda net: [net]])
+@pytest.mark.parametrize("modes", ["111", "101", "110", "000", "011"])
+def test_what_is_asked_of_modules_leaves_each_in_its_own_mode(modes, wrap, fails):
+    """Whatever `train` and `eval` of theirs do; nothing but `training` is written."""
+    net = Fixed(torch.nn.Dropout(0.5), Fixed(torch.nn.BatchNorm1d(2)))
+    inner = [net, net.inner[0], net.inner[1].inner[0]]
+    for module, mode in zip(inner, modes, strict=True):
+        module.training = mode == "1"
+    seen = []
+
+    def ask():
+        seen.append([m.training for m in net.modules()])
+        if fails:
+            raise ValueError("the model's own")
+        return 5
+
+    for held in (lambda: anatomy.asked(ask, wrap(net)), lambda: _held(ask, wrap(net))):
+        with pytest.raises(ValueError, match="own") if fails else contextlib.nullcontext():
+            assert held() == 5
+        assert not any(seen.pop())
+        assert [m.training for m in inner] == [mode == "1" for mode in modes]
+
+
+def _held(ask, taker):
+    with anatomy.left_as_found(taker):
+        return ask()
+
+
+@pytest.mark.parametrize("place", ["cpu", "meta", "cuda:0", "cuda:1", "xpu:3", "mps:0"])
+def test_places_of_tensors_are_told_apart_by_their_number(place):
+    """A network on the second GPU is not where a state on the first one is."""
+    others = {"cpu", "meta", "cuda:0", "cuda:1", "xpu:3", "mps:0"} - {place}
+    told = anatomy._place_of(torch.device(place))
+    assert told == place
+    assert told not in {anatomy._place_of(torch.device(other)) for other in others}

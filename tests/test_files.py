@@ -1,5 +1,7 @@
 """Files: every byte counts, whatever is wrong is told and the file stays as it was; paths are checked before a run."""
 
+import contextlib
+import errno
 import hashlib
 import io
 import json
@@ -10,6 +12,7 @@ import socket
 import stat
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 from unittest import mock
 
@@ -20,10 +23,11 @@ from safetensors import safe_open
 from safetensors.torch import save
 
 import scoretk as stk
-from scoretk.core import files, sealed
+from scoretk.core import files, locks, sealed
 from scoretk.core.arrayfiles import read_array
 from scoretk.learn import Recipe, fit
 from scoretk.models.digits.stored import Stored, read_weights
+from scoretk.run import checkpoint
 
 FIELD = stk.Energy(lambda x: x.square().sum(1) / 2, (2,))
 FLIPS = 500
@@ -573,3 +577,107 @@ def test_a_place_where_nothing_can_be_made_is_told_by_what_is_wrong_with_it(chec
         pytest.raises(stk.InvalidArgument, match="that can be written to"),
     ):
         ask(tmp_path / "closed" / "new")
+
+
+KINDS = {"a folder": os.mkdir, "a FIFO": os.mkfifo}
+
+
+@pytest.mark.parametrize("links", [0, 1, 2])
+@pytest.mark.parametrize("kind", [*KINDS, "a socket", "a device"])
+def test_what_is_there_instead_of_a_file_is_told(tmp_path, monkeypatch, kind, links):
+    """By name, at the end of links too."""
+    monkeypatch.chdir(tmp_path)  # a socket's path is short
+    path = Path("there")
+    with socket.socket(socket.AF_UNIX) as bound:
+        if kind == "a socket":
+            bound.bind(str(path))
+        elif kind == "a device":
+            path = Path("/dev/zero")
+        else:
+            KINDS[kind](path)
+        for i in range(links):
+            Path(f"link {i}").symlink_to(path)
+            path = Path(f"link {i}")
+        for check in (files.file_to_write, files.file_to_read):
+            with pytest.raises(stk.InvalidArgument, match=f"{kind} is there"):
+                check("path", path)
+
+
+class Buffer(bytearray):
+    """One to which others can refer weakly."""
+
+
+@pytest.mark.parametrize("fails_at", [None, 0, 3])
+def test_parts_of_a_file_are_asked_for_one_after_the_other(tmp_path, fails_at):
+    """A file is as large as it likes: no more than two of its parts are in memory at once."""
+    path, alive = tmp_path / "f", []
+    path.write_bytes(b"old")
+
+    def parts():
+        for i in range(5):
+            assert sum(ref() is not None for ref in alive) <= 1
+            if i == fails_at:
+                raise Stop
+            part = Buffer(bytes([i]) * 3)
+            alive.append(weakref.ref(part))
+            yield part
+            del part
+
+    with pytest.raises(Stop) if fails_at is not None else contextlib.nullcontext():
+        files.write_atomically(path, parts())
+    whole = b"".join(bytes([i]) * 3 for i in range(5))
+    assert path.read_bytes() == (whole if fails_at is None else b"old")
+    assert os.listdir(tmp_path) == ["f"]
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "gone", "folder", "kind"])
+def test_what_is_wrong_with_a_file_is_told_once_whoever_reads_it(tmp_path, damage):
+    path = tmp_path / "f"
+    sealed.write_sealed(path, "run", {"x": torch.arange(9.0)}, {"a": 1})
+    content = path.read_bytes()
+    if damage == "cut":
+        path.write_bytes(content[:-3])
+    elif damage == "flipped":
+        path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    elif damage == "empty":
+        path.write_bytes(b"")
+    elif damage in ("gone", "folder"):
+        path.unlink()
+        if damage == "folder":
+            path.mkdir()
+    said = []
+    for read in (sealed.read_sealed, sealed.open_sealed):
+        with pytest.raises(sealed.Unreadable) as error:
+            read(path, "fit" if damage == "kind" else "run")
+        said.append(str(error.value))
+    assert said[0] == said[1]
+    assert "Unreadable" not in said[0]
+
+
+@pytest.mark.parametrize("error", [OSError, PermissionError, ValueError, sealed.Unreadable])
+def test_a_checkpoint_that_cannot_be_written_is_told_and_the_older_one_stays(
+    tmp_path, monkeypatch, error
+):
+    """Whether the disk refuses or the format cannot hold what is there."""
+    path = tmp_path / "c"
+    checkpoint.write(path, {"x": torch.ones(2)}, {"a": 1})
+    content = path.read_bytes()
+    monkeypatch.setattr(checkpoint, "write_sealed", mock.Mock(side_effect=error("said so")))
+    with pytest.raises(stk.CheckpointError, match=r"said so.* An older one there is untouched"):
+        checkpoint.write(path, {"x": torch.zeros(2)}, {"a": 2})
+    assert path.read_bytes() == content
+
+
+@pytest.mark.skipif(locks.fcntl is None, reason="there are no such locks here")
+@pytest.mark.parametrize("name", sorted(errno.errorcode.values()))
+def test_what_a_file_system_says_of_a_lock(monkeypatch, name):
+    """Only that it has none means that there is none; all else is told, and who is in the way by a type of its own."""
+    number = getattr(errno, name)
+    monkeypatch.setattr(locks.fcntl, "flock", mock.Mock(side_effect=OSError(number, name)))
+    if number in locks.NO_LOCKS:
+        assert locks._flock(3, "LOCK_EX") is False
+    else:
+        with pytest.raises(OSError, match=name) as told:
+            locks._flock(3, "LOCK_EX")
+        busy = number in (errno.EAGAIN, errno.EWOULDBLOCK, errno.EALREADY, errno.EINPROGRESS)
+        assert isinstance(told.value, BlockingIOError) is busy

@@ -1198,7 +1198,9 @@ def of_cells(some):
 
 
 def of_names(some):
-    return code("def f(): return a, [b for _ in 'x'], (lambda: c)", **dict(zip("abc", some)))
+    return code(
+        "def f(): return a, [b for _ in 'x'], (lambda: c)", **dict(zip("abc", some, strict=True))
+    )
 
 
 def of_function(some):

@@ -113,3 +113,19 @@ def test_what_is_remembered_serves_whatever_mode_it_was_made_in(mode):
         assert all_and_any(own) == (False, True)
     assert on(constant, torch.device("meta")) is copy
     assert not copy.is_inference()
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, -0.0, 0.0, 5e-324, 1e308, math.nan])
+@pytest.mark.parametrize("shapes", [[()], [(3,)], [(2, 2), (3,)], [(), (3,), (3,)]], ids=str)
+def test_values_of_any_kind_stay_as_they_are(value, shapes):
+    """An infinite one too, such as the ratio of a point outside a support: it is a number to be compared."""
+    values = torch.tensor([value, 1.0, value], dtype=torch.float64)
+    parts = [torch.full((3, *shape), -2.5, dtype=torch.float64) for shape in shapes]
+    torch.testing.assert_close(
+        rows.nan_unless_finite(values, *parts), values, rtol=0, atol=0, equal_nan=True
+    )
+    for part in parts:
+        part[1] = -math.inf
+        found = rows.nan_unless_finite(values, *parts)
+        assert found.isnan().tolist() == [value != value, True, value != value]
+        part[1] = 0
