@@ -258,3 +258,58 @@ def test_draws_at_every_edge_are_read_as_they_were_saved(edge, tmp_path):
     assert (read.cost, read.provenance) == (draws.cost, draws.provenance)
     assert read.stats.keys() == draws.stats.keys()
     assert read.tuned.keys() == draws.tuned.keys()
+
+
+DTYPES = [
+    torch.bool,
+    torch.uint8,
+    torch.int32,
+    torch.int64,
+    torch.float16,
+    torch.bfloat16,
+    torch.float32,
+    torch.float64,
+]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("kind", ["stats", "tuned"])
+def test_numbers_of_every_type_are_read_as_they_were_saved(kind, dtype, tmp_path):
+    """What a solver reports is a flag, a count or a number, one a draw or several."""
+    draws = stk.sample(FIELD, stk.MALA(0.1), chains=3, steps=4)
+    some = {
+        "one": torch.tensor([[0, 1, 0, 1], [1, 1, 0, 0], [0, 0, 0, 1]]).to(dtype),
+        "several": torch.tensor([0, 1, 1]).to(dtype)[:, None, None].expand(3, 4, 2).clone(),
+        "none": torch.zeros(3, 4, 0, dtype=dtype),
+    }
+    read = stk.Draws.load(replace(draws, **{kind: some}).save(tmp_path / "a.safetensors"))
+    found = getattr(read, kind)
+    assert {*found} == {*some}
+    for name, value in some.items():
+        assert found[name].dtype == dtype
+        assert torch.equal(found[name], value)
+
+
+@pytest.mark.parametrize("failed", [0, 1, 3])
+@pytest.mark.parametrize("status", [s for s in stk.Status if s is not stk.Status.OK])
+def test_failures_are_counted_by_what_befell_each_chain(status, failed):
+    """All kinds but one are there, in numbers of their own."""
+    others = [s for s in stk.Status if s not in (stk.Status.OK, status)]
+    times = {status: failed} | {s: 2 + i for i, s in enumerate(others)}
+    codes = [0, 0] + [int(s) for s, n in times.items() for _ in range(n)]
+    draws = stk.sample(FIELD, stk.MALA(0.1), chains=len(codes), steps=2)
+    draws = replace(draws, status=torch.tensor(codes, dtype=draws.status.dtype))
+    assert draws.failures == {s.name: n for s, n in times.items() if n}
+    assert draws.ok.tolist() == [code == 0 for code in codes]
+
+
+@pytest.mark.parametrize("keep", ["all", "moments"])
+@pytest.mark.parametrize("most", [0, -1, 1.5, "1", True, None, 1, 2, 3])
+def test_a_summary_has_as_many_rows_as_are_asked_for(keep, most):
+    """One or more, whatever was kept."""
+    draws = stk.sample(FIELD, stk.MALA(0.1), chains=8, steps=40, keep=keep)
+    if type(most) is not int or most < 1:
+        with pytest.raises(stk.InvalidArgument, match="most"):
+            draws.summary(most=most)
+    else:
+        assert len(draws.summary(most=most).rows) == min(most, 2)

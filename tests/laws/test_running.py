@@ -3,6 +3,8 @@
 import math
 import sys
 from contextlib import nullcontext, suppress
+from types import SimpleNamespace
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -13,19 +15,19 @@ from scoretk.core import marks
 from scoretk.core.identity import weights_digest
 from scoretk.core.noise import Noise
 from scoretk.core.streams import Stream
-from scoretk.errors import CheckpointError, Status
+from scoretk.errors import CheckpointError, InvalidArgument, Status
 from scoretk.fields.resolve import resolve
 from scoretk.fields.states import uniform_states
 from scoretk.models.targets.mixture import gaussian
-from scoretk.run import progress, ranks
+from scoretk.run import batches, progress, ranks
 from scoretk.run.drive import drive
 from scoretk.run.moment import BEYOND_PATH, BEYOND_START, Loop, begin, reach_of
 from scoretk.run.progress import ProgressBar
-from scoretk.run.record import Constraining, KeepMoments, OfRows, Record
+from scoretk.run.record import Constraining, KeepAll, KeepMoments, OfRows, Record
 from scoretk.run.schedule import Schedule
 from scoretk.run.settle import settle
-from scoretk.run.state import all_finite, finite_chains
-from scoretk.run.witness import contradiction, witness
+from scoretk.run.state import all_finite, checked_step, finite_chains, tuned_leaves
+from scoretk.run.witness import TIMES, contradiction, witness
 from scoretk.solvers import EXAMPLES
 from scoretk.solvers.base import is_grid
 
@@ -816,3 +818,121 @@ def test_chains_that_have_failed_are_shown_whichever_batch_they_were_in(monkeypa
     assert int((~draws.ok).sum()) == 3
     assert shown[-1][1] == 3
     assert shown == sorted(shown)
+
+
+@pytest.mark.parametrize("time", TIMES)
+@pytest.mark.parametrize("what", ["denoise", "velocity", "score"])
+def test_a_witness_asks_a_timed_field_at_each_of_its_times(what, time):
+    """Another field may differ late, or early, alone."""
+
+    def made(off):
+        def fn(x, t):
+            return x * (0.5 + off * ((t - time).abs() < 0.1).to(x))[:, None]
+
+        if what == "velocity":
+            return stk.Velocity(fn, (2,))
+        return stk.Diffusion(fn, (2,), stk.VP(), {"denoise": "data", "score": "score"}[what])
+
+    x = torch.randn(6, 2, generator=torch.Generator().manual_seed(0))
+    one, same, other = (resolve(made(k), {what}, timed=True) for k in (0.0, 0.0, 0.1))
+    said = witness(one, frozenset({what}), x)
+    assert len(said[what]) == len(TIMES) * len(said["rows"])
+    assert contradiction(same, frozenset({what}), said) is None
+    assert what in contradiction(other, frozenset({what}), said)
+
+
+class Answering(NamedTuple):
+    x: torch.Tensor
+
+
+REPORTS = {
+    "a number": (0.5, False),
+    "a flag": (True, False),
+    "nothing": (None, False),
+    "a list": ([0.5] * 4, False),
+    "an array": (np.zeros(4), False),
+    "a tensor of one number": (torch.tensor(0.5), False),
+    "a tensor of too few rows": (torch.zeros(3), False),
+    "a tensor of too many rows": (torch.zeros(5), False),
+    "a tensor of the rows as columns": (torch.zeros(1, 4), False),
+    "a number a chain": (torch.zeros(4), True),
+    "a flag a chain": (torch.zeros(4, dtype=torch.bool), True),
+    "a count a chain": (torch.zeros(4, dtype=torch.int64), True),
+    "a row a chain": (torch.zeros(4, 2), True),
+}
+
+
+@pytest.mark.parametrize("case", REPORTS)
+@pytest.mark.parametrize("beside", [{}, {"accept": torch.zeros(4)}], ids=["alone", "second"])
+def test_a_step_reports_a_value_for_each_chain(case, beside):
+    value, right = REPORTS[case]
+    old = Answering(torch.zeros(4, 2))
+    answer = Answering(torch.ones(4, 2)), beside | {"told": value}
+    if right:
+        assert checked_step(answer, old) == answer
+    else:
+        with pytest.raises(InvalidArgument, match=r"told.*a value for each of 4 chains"):
+            checked_step(answer, old)
+
+
+@pytest.mark.parametrize("draws", [1, 2, 3])
+def test_all_draws_and_all_that_is_told_of_them_have_their_graph(draws):
+    """The first of them, the last and those between."""
+    weight = torch.ones(draws, requires_grad=True)
+    keep, record = KeepAll(), Record()
+    for i in range(draws):
+        x = torch.full((4, 2), 1.0) * weight[i]
+        told = {"one": 2 * x[:, 0], "several": 3 * x}
+        record = keep.add(record, x, told, i, draws)
+    held = {"x": (record.tensors["x"], 8.0)}
+    held |= {name: (record.stats[name], n) for name, n in (("one", 8.0), ("several", 24.0))}
+    for value, slope in held.values():
+        assert len(value) == draws
+        (found,) = torch.autograd.grad(value.sum(), weight, retain_graph=True)
+        assert found.tolist() == [slope] * draws
+
+
+@pytest.mark.parametrize("solver", [stk.MALA(), stk.HMC(), stk.NUTS()], ids=["mala", "hmc", "nuts"])
+def test_who_takes_over_what_others_have_tuned_has_memory_of_its_own(solver):
+    """Chains that step in place, or on from there, do not change what others are given."""
+    field, x, noise = gaussian(2), torch.ones(4, 2), Noise(0, 4)
+    bound = resolve(field, solver.needs, timed=False)
+    first = begin(solver, bound, x, noise, tunes=True)
+    tuned = {name: value + 0.25 for name, value in tuned_leaves(first.state).items()}
+    before = {name: value.clone() for name, value in tuned.items()}
+    moments = [begin(solver, bound, x, noise, tuned=tuned) for _ in range(2)]
+    for name, value in before.items():
+        assert torch.equal(getattr(moments[0].state, name), value)
+        getattr(moments[0].state, name).zero_()
+        assert torch.equal(tuned[name], value)
+        assert torch.equal(getattr(moments[1].state, name), value)
+    assert before
+
+
+class Wrong:
+    """An energy that cannot be asked, is another each time, or is as it should be."""
+
+    event_shape, provides = (2,), frozenset({"energy"})
+
+    def __init__(self, kind):
+        self.kind, self.asked = kind, 0
+
+    def energy(self, x):
+        self.asked += 1
+        if self.kind == "fails":
+            raise ValueError("not of so few rows")
+        return x.square().sum(1) + self.asked * (self.kind == "changes")
+
+
+@pytest.mark.parametrize("kind", ["fails", "changes", "answers"])
+def test_what_the_first_batch_says_is_there_for_all_that_wait(kind):
+    """Where it has nothing to say it says so: others would wait for ever."""
+    told = {}
+    share = SimpleNamespace(
+        alone=False, publish=told.__setitem__, fetch=lambda name, place: told[name]
+    )
+    bound, needs = resolve(Wrong(kind), {"energy"}, timed=False), frozenset({"energy"})
+    for batch in (0, 1):
+        batches._Alike(share, bound, needs).settle(batch, torch.ones(5, 2))
+    assert {*told} == {"answers"}
+    assert bool(told["answers"]) is (kind == "answers")
