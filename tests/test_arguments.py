@@ -14,6 +14,7 @@ from scoretk.core.arguments import (
     finite,
     float_dtype,
     integer,
+    numbers,
     positive,
     tensor_like,
 )
@@ -87,9 +88,13 @@ NOT_DENSE = {  # made where they are asked for: the last imports torch's compile
     "sparse": lambda: torch.eye(2).to_sparse(),
     "meta": lambda: torch.zeros(2, 2, device="meta"),
     "nested": lambda: torch.nested.nested_tensor([torch.ones(2)] * 2, layout=torch.jagged),
+    "nested in strides": lambda: torch.nested.nested_tensor([torch.ones(2)] * 2),
+    "quantised": lambda: torch.quantize_per_tensor(torch.ones(2, 2), 0.1, 0, torch.qint8),
 }
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested", "ignore:torch.quantize")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("kind", NOT_DENSE)
 def test_a_tensor_holds_its_numbers_one_by_one(kind):
     value = NOT_DENSE[kind]()
@@ -100,6 +105,8 @@ def test_a_tensor_holds_its_numbers_one_by_one(kind):
     ):
         with pytest.raises(stk.InvalidArgument):
             make()
+    with pytest.raises(stk.InvalidArgument, match="a dense tensor with values"):
+        numbers("x", value)
 
 
 @pytest.mark.parametrize(

@@ -553,3 +553,40 @@ def test_what_is_replaced_is_put_back_and_what_is_not_there_stays_away(name):
     assert inside.keys() == before.keys()
     assert (inside["known"] == "again for own") == (name == "known")
     assert vars(Another) == before
+
+
+BODIES = {
+    "its input": lambda f, carry: carry,
+    "its input the other way round": lambda f, carry: carry[::-1],
+    "one tensor twice": lambda f, carry: (carry[0] + 1, carry[0]),
+    "views of one": lambda f, carry: (carry[1].T, carry[1]),
+    "in another order": lambda f, carry: tuple((c + 1).T.contiguous().T for c in carry),
+    "expanded": lambda f, carry: tuple(c[:1].expand(3, 3) for c in carry),
+}
+
+
+@pytest.mark.parametrize("body", BODIES)
+def test_what_a_loop_of_the_graph_carries_is_in_memory_of_its_own(body, monkeypatch):
+    """Whatever the body returns: torch refuses a loop whose carry shares memory, and it may write there."""
+    seen = []
+
+    def loop(goes_on, once, carry):
+        while bool(goes_on(*carry)):
+            after = once(*carry)
+            seen.append((carry, after))
+            carry = after
+        return carry
+
+    monkeypatch.setattr(compiling, "while_loop", loop)
+    start = torch.arange(9.0).reshape(3, 3), torch.ones(3, 3)
+    found = compiling._loop(BODIES[body], None, start, 3, (), {})
+    assert len(seen) == 3
+    for before, after in seen:
+        assert all(c.is_contiguous() for c in (*before, *after))
+        places = [c.untyped_storage().data_ptr() for c in (*before, *after)]
+        assert len({*places}) == len(places)
+    expected = start
+    for _ in range(3):
+        expected = BODIES[body](None, expected)
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one, other)

@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 import threading
+import time
 from concurrent import futures
 from importlib.util import find_spec
 from pathlib import Path
@@ -1148,3 +1149,42 @@ def test_a_rank_remembers_the_first_error_and_neither_waits_nor_asks_again(calls
     again.store.set("error", processes.packed(KeyError("another"), 0))
     assert again._first(error) is error
     assert not slept
+
+
+class Turns:
+    """The number of a process's next context, where each thread is a process."""
+
+    def __init__(self):
+        self.own = threading.local()
+
+    def __next__(self):
+        self.own.turn = getattr(self.own, "turn", -1) + 1
+        return self.own.turn
+
+
+def test_who_is_in_the_next_context_already_is_not_answered_in_this_one(monkeypatch):
+    """Ranks meet twice beside one store; the second comes late, when the others would greet again."""
+    store, late = torch.distributed.HashStore(), threading.Event()
+    monkeypatch.setattr(group, "_ENTERED", Turns())
+
+    def greet(name, value):
+        store.set(name, value)
+        if name.startswith("scoretk/greeting 1") or ("greeting 0" in name and name in there):
+            late.set()
+        there.add(name)
+
+    there = set()
+    asked = SimpleNamespace(
+        check=store.check, get=store.get, set=greet, add=store.add, wait=store.wait
+    )
+
+    def process(rank):
+        if rank == 2:
+            assert late.wait(5.0)
+            time.sleep(0.1)  # in which the first rank looks at what has come
+        return [group._number(asked, rank, 3, 5.0) for _ in range(2)]
+
+    with futures.ThreadPoolExecutor(3) as pool:
+        told = [*pool.map(process, range(3))]
+    assert told[0] == told[1] == told[2]
+    assert len({*told[0]}) == 2

@@ -1,5 +1,6 @@
 """The gradient of an energy is that of its values, or the run is refused when it starts."""
 
+from functools import partial
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -8,7 +9,10 @@ import torch
 
 import scoretk as stk
 from scoretk.errors import InvalidArgument
+from scoretk.fields.derivatives import check_derivative
+from scoretk.fields.resolve import resolve
 from scoretk.run import batches
+from scoretk.run.slopes import check_slopes
 from tests.evidence import z_limit
 
 
@@ -224,3 +228,34 @@ def test_a_run_that_is_differentiated_refuses_what_autograd_does_not_see(field, 
     stk.sample(field, solver, chains=2, steps=steps, init=x, seed=1)
     with pytest.raises(InvalidArgument, match=r"torch can differentiate|first derivatives only"):
         stk.sample(field, solver, chains=2, steps=steps, init=x, grad=True, seed=1)
+
+
+@pytest.mark.parametrize("chains", [1, 2, 3, 4, 5, 9])
+@pytest.mark.parametrize(
+    "name", ["another's gradient", "minus its gradient", "a score of twice the slope"]
+)
+def test_however_few_chains_there_are_they_are_asked(name, chains):
+    """One place is enough, where steps enough are made for it."""
+    x, solver = torch.ones(chains, 2), stk.ULA(0.01)
+    wrong, right = (resolve(f, solver.needs, timed=False) for f in (WRONG[name], OwnGradient(1.0)))
+    with pytest.raises(InvalidArgument, match="Along one direction"):
+        check_slopes(wrong, solver, x, 10**6)
+    check_slopes(right, solver, x, 10**6)
+
+
+@pytest.mark.parametrize("steps", [1, 3, 5])
+@pytest.mark.parametrize("slope", [1.0, 2.0, -1.0])
+@pytest.mark.parametrize("coarse", [None, 2.0**-5])
+def test_what_goes_in_small_steps_is_judged_by_larger_ones(slope, steps, coarse):
+    """A network in few bits is flat where one looks closely: its slope is that of its course."""
+
+    def of(x):
+        return gaussian((x * 1000 * steps).round() / (1000 * steps))
+
+    x = torch.rand(8, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) + 0.5
+    ask = partial(check_derivative, of, x, "energy", of, "", lambda y: slope * y)
+    if coarse is None or slope != 1:
+        with pytest.raises(InvalidArgument, match="Along one direction"):
+            ask(coarse)
+    else:
+        ask(coarse)

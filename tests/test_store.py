@@ -1,6 +1,7 @@
 """Draws that are streamed to a store: the bits of a run in memory, read lazily, whatever stops the run; one job at a time."""
 
 import contextlib
+import itertools
 import json
 import math
 import operator
@@ -912,3 +913,29 @@ def test_the_store_of_a_run_that_was_made_longer_is_that_of_one_run(field, tmp_p
     for name, (dims, values) in whole.items():
         assert longer[name][0] == dims, name
         np.testing.assert_array_equal(longer[name][1], values, name)
+
+
+@pytest.mark.parametrize(
+    "rows", [range(6), range(2, 3), range(5, -1, -2), [0, 5], [3, 2], []], ids=str
+)
+@pytest.mark.parametrize("draws", [slice(None), slice(2, 5), slice(7, 8), slice(3, 3)], ids=str)
+def test_each_chunk_that_is_asked_for_is_looked_for_and_no_other(rows, draws, tmp_path):
+    """Where one is lost zarr would read NaN in its place."""
+    values = np.arange(6 * 8 * 2.0).reshape(6, 8, 2)
+    group = streaming.zarr_module().open_group(tmp_path / "s", mode="w")
+    array = group.create_array("x", shape=values.shape, chunks=(2, 3, 2), dtype="f8")
+    array[:] = values
+    asked = np.zeros((6, 8), bool)
+    asked[np.ix_(list(rows), range(8)[draws])] = True
+    for i, j in itertools.product(range(3), range(3)):
+        path = tmp_path / "s" / "x" / array.metadata.encode_chunk_key((i, j, 0))
+        content = path.read_bytes()
+        path.unlink()
+        lost = bool(asked[2 * i : 2 * i + 2, 3 * j : 3 * j + 3].any())
+        some = rows if isinstance(rows, range) else np.asarray(rows, dtype=np.int64)
+        with (
+            pytest.raises(StoreError, match="has lost draws") if lost else contextlib.nullcontext()
+        ):
+            found = streaming.part_of(array, some, draws)
+            assert np.array_equal(found, values[list(rows)][:, draws])
+        path.write_bytes(content)

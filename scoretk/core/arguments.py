@@ -174,6 +174,8 @@ def conditions(value: Any, rows: int | None = None) -> dict[str, Tensor]:
     if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
         raise InvalidArgument("cond", value, "a mapping of names to tensors")
     for name, given in value.items():
+        if isinstance(given, Tensor):  # first, as nested tensors have no shape
+            numbers(f"cond[{name!r}]", given)
         if not isinstance(given, Tensor) or (rows is not None and given.shape[:1] != (rows,)):
             raise InvalidArgument(
                 f"cond[{name!r}]",
@@ -181,7 +183,6 @@ def conditions(value: Any, rows: int | None = None) -> dict[str, Tensor]:
                 f"a tensor of {'rows' if rows is None else f'{rows} rows'}",
                 _shared(given, rows),
             )
-        numbers(f"cond[{name!r}]", given)
     return dict(value)
 
 

@@ -1,5 +1,7 @@
 """Paths, conversions, bases and noised fields against their closed forms, written down a second time."""
 
+import copy
+import dataclasses
 import itertools
 import math
 
@@ -916,3 +918,59 @@ def test_what_does_not_depend_on_x_has_the_slope_0(slope, apart):
     """Whatever else of it is in the graph."""
     x = torch.randn(3, 2, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(SLOPES[slope](APART[apart], x), torch.zeros(3, 2))
+
+
+class Bag:
+    def __init__(self, **held):
+        vars(self).update(held)
+
+    def ask(self, x):
+        return x
+
+
+@dataclasses.dataclass(frozen=True)
+class Noted:
+    """With parts that its own `==` does not look at, or that are not shown."""
+
+    first: object = 1.0
+    second: object = dataclasses.field(default=2.0, compare=False)
+    third: object = dataclasses.field(default=3.0, repr=False, hash=False, compare=False)
+
+
+HELD = {
+    "list": list,
+    "tuple": tuple,
+    "dictionary": lambda some: dict(zip("abc", some, strict=True)),
+    "keys": lambda some: {str(s): 0 for s in some},
+    "attributes": lambda some: Bag(**dict(zip("abc", some, strict=True))),
+    "dataclass": lambda some: Noted(*some),
+    "method": lambda some: Bag(held=some).ask,
+    "within": lambda some: [{"a": Bag(held=(some,))}],
+}
+DIFFERENT = {
+    "number": (1.5, 2.5),
+    "type of a number": (1, 1.0),
+    "string": ("a", "b"),
+    "tensor": (torch.ones(2), torch.zeros(2)),
+    "shape": (torch.ones(2), torch.ones(1, 2)),
+    "dtype": (torch.ones(2), torch.ones(2, dtype=torch.float64)),
+    "array": (np.ones(2), np.zeros(2)),
+    "dtype of an array": (np.ones(2), np.ones(2, np.float32)),
+    "length": ([1, 2], [1, 2, 3]),
+    "nothing": (None, 0),
+}
+
+
+@pytest.mark.parametrize("what", DIFFERENT)
+@pytest.mark.parametrize("held", HELD)
+def test_things_are_alike_where_each_of_their_parts_is(held, what):
+    """Each part alone; made anew from equal parts they are alike."""
+    one, other = DIFFERENT[what]
+    some = [one, copy.deepcopy(one), one]
+    assert alike(HELD[held](some), HELD[held](copy.deepcopy(some)))
+    for i in range(3):
+        changed = [other if k == i else s for k, s in enumerate(some)]
+        if held == "keys" and ({*map(str, changed)} == {*map(str, some)}):
+            continue
+        assert not alike(HELD[held](some), HELD[held](changed))
+        assert not alike(HELD[held](changed), HELD[held](some))
