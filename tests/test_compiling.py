@@ -581,6 +581,7 @@ def test_what_a_loop_of_the_graph_carries_is_in_memory_of_its_own(body, monkeypa
     start = torch.arange(9.0).reshape(3, 3), torch.ones(3, 3)
     found = compiling._loop(BODIES[body], None, start, 3, (), {})
     assert len(seen) == 3
+    assert not {c.data_ptr() for c in start} & {c.data_ptr() for c in seen[0][0]}
     for before, after in seen:
         assert all(c.is_contiguous() for c in (*before, *after))
         places = [c.untyped_storage().data_ptr() for c in (*before, *after)]

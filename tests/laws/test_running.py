@@ -27,7 +27,7 @@ from scoretk.run.record import Constraining, KeepAll, KeepMoments, OfRows, Recor
 from scoretk.run.schedule import Schedule
 from scoretk.run.settle import settle
 from scoretk.run.state import all_finite, checked_step, finite_chains, tuned_leaves
-from scoretk.run.witness import TIMES, contradiction, witness
+from scoretk.run.witness import contradiction, witness
 from scoretk.solvers import EXAMPLES
 from scoretk.solvers.base import is_grid
 
@@ -820,7 +820,7 @@ def test_chains_that_have_failed_are_shown_whichever_batch_they_were_in(monkeypa
     assert shown == sorted(shown)
 
 
-@pytest.mark.parametrize("time", TIMES)
+@pytest.mark.parametrize("time", [0.3, 0.7], ids=["early", "late"])
 @pytest.mark.parametrize("what", ["denoise", "velocity", "score"])
 def test_a_witness_asks_a_timed_field_at_each_of_its_times(what, time):
     """Another field may differ late, or early, alone."""
@@ -836,7 +836,7 @@ def test_a_witness_asks_a_timed_field_at_each_of_its_times(what, time):
     x = torch.randn(6, 2, generator=torch.Generator().manual_seed(0))
     one, same, other = (resolve(made(k), {what}, timed=True) for k in (0.0, 0.0, 0.1))
     said = witness(one, frozenset({what}), x)
-    assert len(said[what]) == len(TIMES) * len(said["rows"])
+    assert len(said[what]) == 2 * len(said["rows"])
     assert contradiction(same, frozenset({what}), said) is None
     assert what in contradiction(other, frozenset({what}), said)
 

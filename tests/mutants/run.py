@@ -243,7 +243,7 @@ def page(known: dict[str, list[Any]]) -> str:
         "The seventh and the ninth hold those that survived at first of samples that a program made",
         "(`python -m tests.mutants.search`), the tenth those of samples by hand and by program of places that no",
         "edit before had touched, the eleventh the killed ones of one more sample by hand, the twelfth those that survived",
-        "at first of the next, with relatives of theirs elsewhere.",
+        "at first of the next, with relatives of theirs elsewhere, the thirteenth those of one of `core` and `run` alone.",
         "",
         "| round | package | killed | not asked |",
         "|---|---|---:|---:|",
