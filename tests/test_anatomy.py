@@ -3,6 +3,7 @@
 # ruff: noqa: B008, PLW0108 (defaults and calls behind which a network hides are what is tested)
 import collections
 import contextlib
+import contextvars
 import functools
 import operator
 import pickle
@@ -604,3 +605,18 @@ def test_places_of_tensors_are_told_apart_by_their_number(place):
     told = anatomy._place_of(torch.device(place))
     assert told == place
     assert told not in {anatomy._place_of(torch.device(other)) for other in others}
+
+
+def test_what_is_empty_has_no_parts():
+    """A variable without a value here, a cell that is not filled yet, slots that nothing is in."""
+    empty = (
+        contextvars.ContextVar("empty"),
+        types.CellType(),
+        Slots.__new__(Slots),
+        Holder.__new__(Holder),
+    )
+    for item in empty:
+        assert [part for name, part in anatomy.parts(item) if name != ".__class__"] == []
+    filled = contextvars.ContextVar("filled", default=TABLE), types.CellType(TABLE), Slots(TABLE)
+    for item in filled:
+        assert any(part is TABLE for _, part in anatomy.parts(item))

@@ -591,3 +591,48 @@ def test_what_a_loop_of_the_graph_carries_is_in_memory_of_its_own(body, monkeypa
         expected = BODIES[body](None, expected)
     for one, other in zip(found, expected, strict=True):
         assert torch.equal(one, other)
+
+
+class Parts:
+    """What compiles parts with one field, and notes what it is given."""
+
+    def __init__(self, own):
+        self.own, self.given = own, []
+
+    def serves(self, field):
+        return field is self.own
+
+    def call(self, function, field, *rows, **same):
+        self.given.append((rows, same))
+        return function(field, *rows, **same)
+
+    def iterate(self, body, field, carry, times, *rows, **same):
+        self.given.append(((carry, times, *rows), same))
+        for _ in range(times):
+            carry = body(field, carry, *rows, **same)
+        return carry
+
+
+@pytest.mark.parametrize("same", [{}, {"factor": 3.0}, {"factor": 3.0, "shift": torch.ones(2)}])
+@pytest.mark.parametrize("served", [True, False, None])
+def test_who_compiles_parts_is_given_all_that_they_are_and_no_others(served, same):
+    """Rows by their place, and what is the same for all chains by name; parts with another field are plain calls."""
+
+    def body(field, carry, row, factor=1.0, shift=0.0):
+        return (carry[0] * factor + row + shift,)
+
+    own, other = object(), object()
+    x, row, compiler = torch.arange(2.0), torch.ones(2), Parts(own)
+    field, marked = own if served else other, compiling.part(body)
+    with compiling.parts_compiled_by(None if served is None else compiler):
+        assert compiling.is_compiled(field) is (served is True)
+        once = marked(field, (x,), row, **same)
+        twice = iterate(body, field, (x,), 2, row, **same)
+    assert torch.equal(once[0], body(field, (x,), row, **same)[0])
+    assert torch.equal(twice[0], body(field, once, row, **same)[0])
+    assert len(compiler.given) == (2 if served else 0)
+    if served:
+        (called, named), (repeated, again) = compiler.given
+        assert called[1] is row
+        assert (repeated[1], repeated[2]) == (2, row) or torch.equal(repeated[2], row)
+        assert named.keys() == again.keys() == same.keys()

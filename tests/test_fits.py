@@ -157,3 +157,40 @@ def test_room_is_like_a_tensor_of_torch(shape, dtype):
     one.fill_(1)
     other.fill_(0)
     assert bool((one == 1).all())
+
+
+@pytest.mark.parametrize("kind", ["meta", "mps", "xpu", "privateuseone"])
+def test_of_a_device_that_says_nothing_nothing_is_known(kind):
+    """What the machine has is not what its devices have."""
+    assert memory.available(torch.device(kind)) is None
+    assert memory.available(CPU) is not None
+
+
+CACHED = {
+    "": 0,
+    "inactive_file 300": 300,
+    "total_inactive_file 500": 500,
+    "inactive_file 300\ntotal_inactive_file 500": 500,
+    "total_inactive_file 500\ninactive_file 300": 500,
+    "active_file 700\nanon 9": 0,
+    "inactive_file 2000": 1200,
+}
+
+
+@pytest.mark.parametrize("told", CACHED)
+def test_what_a_group_has_cached_is_free_with_that_of_the_groups_within(
+    told, monkeypatch, tmp_path
+):
+    """However it is told, and no more than the limit."""
+    (tmp_path / "own").write_text("5:memory:/job\n")
+    folder = tmp_path / "groups" / "memory" / "job"
+    folder.mkdir(parents=True)
+    for name, text in (
+        ("memory.limit_in_bytes", "4000"),
+        ("memory.usage_in_bytes", "1200"),
+        ("memory.stat", told),
+    ):
+        (folder / name).write_text(text)
+    monkeypatch.setattr(memory, "CGROUP", tmp_path / "own")
+    monkeypatch.setattr(memory, "GROUPS", tmp_path / "groups")
+    assert memory._of_groups() == [4000 - 1200 + CACHED[told]]
