@@ -681,3 +681,22 @@ def test_what_a_file_system_says_of_a_lock(monkeypatch, name):
             locks._flock(3, "LOCK_EX")
         busy = number in (errno.EAGAIN, errno.EWOULDBLOCK, errno.EALREADY, errno.EINPROGRESS)
         assert isinstance(told.value, BlockingIOError) is busy
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+@pytest.mark.parametrize("header", [{}, {"a": [1, {"b": None}]}], ids=["empty", "of its own"])
+def test_a_file_is_sealed_however_little_is_in_it(tmp_path, count, header):
+    """Without a tensor, and without a header: it is read as it was written, and no byte of it can change."""
+    path = tmp_path / "f"
+    tensors = {f"x{i}": torch.arange(float(i)) for i in range(count)}
+    sealed.write_sealed(path, "run", tensors, header)
+    content = path.read_bytes()
+    for read in (sealed.read_sealed, sealed.open_sealed):
+        found, told = read(path, "run")
+        assert found.keys() == tensors.keys()
+        assert {name: told[name] for name in header} == header
+    for i in range(0, len(content), 7):
+        path.write_bytes(content[:i] + bytes([content[i] ^ 1]) + content[i + 1 :])
+        for read in (sealed.read_sealed, sealed.open_sealed):
+            with pytest.raises(sealed.Unreadable):
+                read(path, "run")
