@@ -1188,3 +1188,26 @@ def test_who_is_in_the_next_context_already_is_not_answered_in_this_one(monkeypa
         told = [*pool.map(process, range(3))]
     assert told[0] == told[1] == told[2]
     assert len({*told[0]}) == 2
+
+
+def test_a_store_that_once_did_not_answer_is_not_asked_again():
+    """Whoever asks next is told at once: what it answers late is of another question."""
+    thread, asked, late = messages.StoreThread(0.2), [], threading.Event()
+
+    def question(number):
+        asked.append(number)
+        if number:
+            late.wait(5.0)
+        return number
+
+    try:
+        assert thread.ask(question, 0) == 0
+        for number in (1, 2, 3):
+            with pytest.raises(torch.distributed.DistStoreError, match="has not answered for"):
+                thread.ask(question, number)
+        assert asked == [0, 1]
+    finally:
+        late.set()
+        thread.close()
+    time.sleep(0.05)
+    assert asked == [0, 1]

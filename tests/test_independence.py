@@ -207,3 +207,27 @@ def test_columns_that_lie_apart_hide_nothing(chains, steps, apart):
     field = stk.Score(score, (3,))
     with pytest.raises(stk.InvalidArgument, match="depends on that row alone"):
         stk.sample(field, HALF, chains=chains, steps=steps, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("entry", range(4))
+@pytest.mark.parametrize("shape", [(4,), (2, 2)], ids=str)
+@pytest.mark.parametrize(
+    "how", [lambda z: z.mean(0), lambda z: z.roll(1, 0)], ids=["mean", "before"]
+)
+def test_each_number_of_an_answer_depends_on_its_row_alone(how, shape, entry):
+    """Of a score, a velocity or a prediction: the first entry, the last and those between."""
+
+    def coupled(x, *_):
+        flat = x.flatten(1)
+        beside = torch.zeros_like(flat)
+        beside[:, entry] = how(flat)[..., entry]
+        return -(flat + 0.5 * beside).reshape(x.shape)
+
+    fields = (
+        (stk.Score(coupled, shape), HALF, {"steps": 2}),
+        (stk.Velocity(coupled, shape), stk.ProbabilityFlow("euler", 3), {}),
+        (stk.Diffusion(coupled, shape, predicts="data"), stk.ProbabilityFlow("ddim", 3), {}),
+    )
+    for field, solver, run in fields:
+        with pytest.raises(stk.InvalidArgument, match="depends on that row alone"):
+            stk.sample(field, solver, chains=16, **run)
