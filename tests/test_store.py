@@ -12,7 +12,9 @@ import socket
 import subprocess
 import sys
 import warnings
-from types import SimpleNamespace
+from dataclasses import replace
+from types import MappingProxyType, SimpleNamespace
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -939,3 +941,60 @@ def test_each_chunk_that_is_asked_for_is_looked_for_and_no_other(rows, draws, tm
             found = streaming.part_of(array, some, draws)
             assert np.array_equal(found, values[list(rows)][:, draws])
         path.write_bytes(content)
+
+
+@pytest.mark.parametrize("kind", [torch.bool, torch.float32, torch.int64], ids=str)
+@pytest.mark.parametrize("keep", ["all", "last"])
+def test_arviz_is_given_flags_counts_and_numbers_as_such(kind, keep):
+    """A flag of divergence is a truth value, however it was kept; all else has the type that it had."""
+    draws = stk.sample(PLAIN, stk.MALA(0.1), chains=4, steps=6, keep=keep)
+    shape = (4, 6) if keep == "all" else (4,)
+    flags = (torch.arange(math.prod(shape)).reshape(shape) % 3 == 0).to(kind)
+    counts = torch.arange(math.prod(shape)).reshape(shape)
+    told = replace(draws, stats={"diverging": flags, "counts": counts, "numbers": counts / 2})
+    found = told.to_arviz()["sample_stats"]
+    assert found["diverging"].dtype == bool
+    assert np.array_equal(found["diverging"].values.ravel(), flags.bool().numpy().ravel())
+    assert found["counts"].dtype.kind == "i"
+    assert found["numbers"].dtype.kind == "f"
+    assert np.array_equal(found["numbers"].values.ravel(), (counts / 2).numpy().ravel())
+
+
+class Place(NamedTuple):
+    x: torch.Tensor
+    step: torch.Tensor
+
+    shared = frozenset({"step"})
+
+
+class Reporting:
+    """A solver of somebody else's that reports numbers of several shapes and types."""
+
+    needs, timed, capturable = frozenset({"energy"}), False, False
+    reports = ("one", "several", "a_table", "flags")
+    init_cost, step_cost = MappingProxyType({}), MappingProxyType({"energy": 1})
+
+    def init(self, field, x, noise):
+        return Place(x, torch.zeros((), dtype=torch.int64))
+
+    def step(self, field, state, noise):
+        each, n = torch.arange(len(state.x)), int(state.step)
+        told = {
+            "one": each + n,
+            "several": (each[:, None] + torch.arange(2.0)) * (n + 1),
+            "a_table": (each[:, None, None] + torch.arange(6.0).reshape(2, 3)).double() + n,
+            "flags": (each + n) % 2 == 0,
+        }
+        return Place(state.x + 1, state.step + 1), told
+
+
+def test_what_a_solver_reports_is_in_a_store_as_in_memory(tmp_path):
+    """Numbers of every shape and type, also where one draw at a time is written."""
+    short = {"warmup": 0, "steps": 5, "chains": 6}
+    here = drawn(None, PLAIN, Reporting(), **short)
+    for draws in (2, 16):
+        there = drawn(tmp_path / f"{draws}.zarr", PLAIN, Reporting(), draws, **short)
+        alike(there.stats, here.stats)
+        alike(there.in_memory().stats, here.stats)
+        assert isinstance(there.in_memory().x, torch.Tensor)
+        assert torch.equal(there.in_memory().x, here.x)
