@@ -27,7 +27,7 @@ from scoretk.demo.bench.mnist.published import FAMILIES
 from scoretk.demo.bench.mnist.training import Plan as Training
 from scoretk.demo.bench.target import Moments, Target
 from scoretk.fields.resolve import StaticField
-from scoretk.inference import partition
+from scoretk.inference import beginning, pilot
 from scoretk.learn import (
     Recipe,
     denoising_score_matching,
@@ -691,7 +691,8 @@ def two_normals(device):
         return -torch.logaddexp(-x.square().sum(1) / 2, -(x - 15).square().sum(1) / 2)
 
     run = {"chains": CHAINS, "pilot": CHAINS, "device": device, "dtype": torch.float32, **QUIET}
-    with mock.patch.multiple(partition, LOOK_STEPS=20, LOOK_WARMUP=60, MOST_MOVES=5):
+    short = mock.patch.multiple(beginning, LOOK_STEPS=20, LOOK_WARMUP=60)
+    with short, mock.patch.object(pilot, "MOST_MOVES", 5):
         return stk.log_partition(stk.Energy(energy, (2,)), **run)
 
 

@@ -625,6 +625,7 @@ NOT_OF_FIELDS = frozenset(
 
 NO_FIELDS = {"core", "adapters", "containment.py", "discovery.py", "cli"}
 NO_FIELDS |= {"fingerprint.py", "sbi.py"}  # which ask networks and posteriors of another library
+NO_FIELDS |= {"alike.py"}  # which asks paths, constraints and bases
 """Rooms, folders and files that ask no field of anything."""
 
 
