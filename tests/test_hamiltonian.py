@@ -458,6 +458,22 @@ def test_a_law_on_both_sides_of_a_wall_is_right(solver):
     assert 0 < error < 0.02
 
 
+def test_a_flat_law_is_written_as_its_refusal_says():
+    """The uniform law on a disc, `E |x|^2 = 1/2`."""
+
+    def within(value):
+        return lambda x: torch.where(x.square().sum(1) < 1, value(x), torch.inf)
+
+    solver, run = stk.HMC(0.3, 4, metric="none"), {"chains": 200, "steps": 60, "seed": 5}
+    start = 0.3 * torch.randn(200, 2, generator=torch.Generator().manual_seed(1)).clamp(-2, 2)
+    with pytest.raises(stk.InvalidArgument, match=r"inside, 0 \* x.sum\(1\), torch.inf"):
+        stk.sample(stk.Energy(within(lambda x: 0.0), (2,)), solver, init=start, **run)
+    draws = stk.sample(stk.Energy(within(lambda x: 0 * x.sum(1)), (2,)), solver, init=start, **run)
+    squares = draws.x[:, 10:].square().sum(-1).mean(1)
+    assert float(squares.std()) / 200**0.5 < 0.01
+    assert abs(float(squares.mean()) - 0.5) < 4 * float(squares.std()) / 200**0.5
+
+
 def test_large_energies_on_the_way_are_finite():
     """Whose sum is not: float32 holds 3e38."""
     field = stk.Energy(lambda x: 1e38 + x.square().sum(1) / 2, (2,))

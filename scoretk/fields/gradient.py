@@ -244,8 +244,9 @@ def _without_gradient(energy: object) -> InvalidArgument:
     """The error for an energy that autograd cannot follow."""
     hint = (
         f"{BY_HAND}. A constant, detached or numpy-computed energy has none that torch sees, nor "
-        "has one that looks up a table by x.long(). Or write it in torch, a look-up of states as a "
-        "product with one-hot rows (scoretk.Discrete(field, 'one-hot') and x @ table)"
+        "has one that looks up a table by x.long(). Or write it in torch: what is flat within a "
+        "region as torch.where(inside, 0 * x.sum(1), torch.inf), a look-up of states as a product "
+        "with one-hot rows (scoretk.Discrete(field, 'one-hot') and x @ table)"
     )
     if torch.is_inference_mode_enabled():
         hint = "torch.inference_mode() forbids all gradients: use torch.no_grad(), which does not"
