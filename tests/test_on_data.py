@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import distributions as td
 
 import scoretk as stk
 from scoretk.conformance import check_on_data
@@ -83,13 +84,37 @@ def test_conditions_are_rows_beside_the_data():
 
 @pytest.mark.parametrize(
     "data",
-    [DATA[:31], DATA[:, :1], DATA.tolist(), torch.ones(64, 2), DATA.where(DATA < 2, torch.nan)],
-    ids=["few", "shape", "no tensor", "alike", "NaN"],
+    [
+        DATA[:31],
+        DATA[:, :1],
+        DATA.tolist(),
+        torch.ones(64, 2),
+        DATA.where(DATA < 2, torch.nan),
+        DATA.long(),
+    ],
+    ids=["few", "shape", "no tensor", "alike", "NaN", "whole"],
 )
 def test_data_that_say_nothing_are_refused(data):
     for field in (normal(stk.VP(), "noise", "noise"), stk.load("gaussian", dim=2)):
         with pytest.raises(stk.InvalidArgument, match="data"):
             check_on_data(field, data)
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_data_of_a_constrained_law_are_in_the_users_space(wrong):
+    """As its draws are; outside its support there are none."""
+    laws = {
+        "gamma": (td.Gamma(3.0, 1.0), td.Gamma(3.0, 50.0)),
+        "simplex": (td.Dirichlet(torch.full((3,), 4.0)), td.Dirichlet(torch.full((3,), 200.0))),
+    }
+    for law, other in laws.values():
+        field = stk.from_distribution(other if wrong else law)
+        with torch.random.fork_rng():
+            torch.manual_seed(4)
+            data = law.sample((400,))
+        assert statuses(field, data) == {"slopes": "failed" if wrong else "passed"}
+        with pytest.raises(stk.InvalidArgument, match="inside the constraint"):
+            check_on_data(field, -data)
 
 
 def test_a_flow_without_a_gaussian_path_is_refused():

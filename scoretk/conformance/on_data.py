@@ -56,7 +56,8 @@ def check_on_data(
 
     Args:
         field: A field with a score, or one in time on a Gaussian path.
-        data: `(n, *event_shape)`, n at least 32; of a constrained field, in its free space.
+        data: `(n, *event_shape)`, n at least 32; of a constrained field in the user's space, as
+            draws are, `(n, *constrained_shape)`.
         cond: Conditions by name, a row of data each, `(n, ...)`.
         seed: The seed of the noise.
 
@@ -64,7 +65,8 @@ def check_on_data(
         One result for each check.
 
     Raises:
-        InvalidArgument: Data of another shape, too few, not finite or all alike.
+        InvalidArgument: Data of another shape, too few, whole numbers, not finite, all alike, or
+            outside a constrained field's support.
         MissingCapability: The field has neither a score nor a Gaussian path.
 
     References:
@@ -80,14 +82,18 @@ def check_on_data(
 
 
 def _checked(field: Any, data: Any) -> Tensor:
-    shape = event_shape(field.event_shape)
+    """The data in the space of the field's score."""
+    free = is_timed(field) or optional(field, "unconstrain") is None
+    shape = event_shape(field.event_shape if free else tuple(field.constrained_shape))
     if not isinstance(data, Tensor) or data.shape[1:] != shape or len(data) < FEWEST:
         raise InvalidArgument(
             "data", data, f"a tensor of at least {FEWEST} rows of the field's events, (n, *{shape})"
         )
-    if not bool(data.isfinite().all()) or not bool((data != data[:1]).any()):
-        raise InvalidArgument("data", data, "finite numbers that are not all alike")
-    return data
+    x: Tensor = data if free or not data.is_floating_point() else field.unconstrain(data)
+    sound = x.is_floating_point() and bool(x.isfinite().all()) and bool((x != x[:1]).any())
+    if not sound:
+        raise InvalidArgument("data", data, "finite real numbers that are not all alike")
+    return x
 
 
 def _slopes(bound: Any, data: Tensor) -> CheckResult:
