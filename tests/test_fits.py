@@ -6,6 +6,7 @@ import torch
 import scoretk as stk
 from scoretk.conformance import solver_laws
 from scoretk.core import memory
+from scoretk.run import fits
 from scoretk.run.fits import Kept, check_fits
 from scoretk.solvers.base import traits
 from scoretk.solvers.examples import EXAMPLES
@@ -54,11 +55,25 @@ def test_what_does_not_fit_is_refused_before_the_field_is_asked(free, run, said,
 )
 def test_to_the_byte(kept, size, monkeypatch):
     assert kept.bytes == size
+    monkeypatch.setattr(fits, "LITTLE", 0)
     monkeypatch.setattr("scoretk.run.fits.available", lambda device, processes: size)
     check_fits(kept)
     monkeypatch.setattr("scoretk.run.fits.available", lambda device, processes: size - 1)
     with pytest.raises(stk.InvalidArgument):
         check_fits(kept)
+
+
+@pytest.mark.parametrize(
+    ("draws", "processes", "asked"), [(100, 1, 0), (101, 1, 1), (50, 2, 0), (51, 2, 1)]
+)
+def test_the_system_is_asked_for_more_than_a_little(monkeypatch, draws, processes, asked):
+    """Of all processes together: to ask takes longer than a short run."""
+    calls = []
+    monkeypatch.setattr(fits, "available", lambda *_: calls.append(1))
+    kept = Kept("all", 1, draws, 1, 0, 0, torch.float32, CPU)
+    monkeypatch.setattr(fits, "LITTLE", 100 * 4 + processes * fits.FATE)
+    check_fits(kept, processes)
+    assert len(calls) == asked
 
 
 @pytest.mark.parametrize("keep", ["all", "last", "moments"])
@@ -97,6 +112,7 @@ def test_processes_of_one_machine_share_its_memory(monkeypatch):
     monkeypatch.setattr(memory, "_of_process", lambda: 800)
     assert [memory.available(CPU, n) for n in (1, 4)] == [800, 500]
     field, run = stk.Energy(lambda x: x.square().sum(1) / 2, (2,)), {"chains": 16, "steps": 1}
+    monkeypatch.setattr(fits, "LITTLE", 0)
     monkeypatch.setenv("LOCAL_RANK", "0")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     stk.sample(field, stk.ULA(0.1), **run)

@@ -20,8 +20,8 @@ from pathlib import Path
 from sysconfig import get_path
 from threading import Lock
 from traceback import walk_tb
-from types import CodeType, FunctionType, MethodType
-from typing import Any, Protocol, TypeVar
+from types import CodeType, FunctionType
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -73,7 +73,15 @@ FRAME = re.compile(r'File "([^"]+)", line (\d+), in (\w+)')
 
 T = TypeVar("T")
 
-_copies: OrderedDict[Hashable, CodeType] = OrderedDict()
+
+class _Copy(NamedTuple):
+    """A function with a code of its own, `self` among its arguments, and what compiles it."""
+
+    code: CodeType
+    compiled: Callable[..., Any]
+
+
+_copies: OrderedDict[Hashable, _Copy] = OrderedDict()
 _replacements: dict[tuple[Any, str], tuple[Any, int]] = {}
 _replacing = Lock()
 
@@ -149,7 +157,7 @@ def compiled(
 def _graphs(key: Hashable) -> int:
     """How many graphs the compiler has for functions of this kind."""
     count = getattr(torch._C._dynamo.eval_frame, "_debug_get_cache_entry_list", None)
-    return len(count(_copies[key])) if count is not None and key in _copies else 0
+    return len(count(_copies[key].code)) if count is not None and key in _copies else 0
 
 
 @contextmanager
@@ -205,18 +213,23 @@ def _compile(
     function: Any, key: Hashable, options: dict[str, Any] | None = None
 ) -> Callable[..., Any]:
     plain = getattr(function, "__func__", function)
-    code = _copies.pop(key, None) or plain.__code__.replace()
-    _copies[key] = code
+    known = _copies.pop(key, None)
+    made = _copies[key] = known or _copy(plain, options)
     while len(_copies) > KEPT:
         _copies.popitem(last=False)
+    return made.compiled if plain is function else partial(made.compiled, function.__self__)
+
+
+def _copy(plain: Any, options: dict[str, Any] | None) -> _Copy:
+    """A copy of a function, to be compiled when it is called."""
+    code = plain.__code__.replace()
     own = FunctionType(
         code, plain.__globals__, plain.__name__, plain.__defaults__, plain.__closure__
     )
     own.__kwdefaults__ = plain.__kwdefaults__
-    bound = own if plain is function else MethodType(own, function.__self__)
     if options is not None:  # each torch has its own
         options = {name: v for name, v in options.items() if hasattr(torch._inductor.config, name)}
-    return torch.compile(bound, fullgraph=True, dynamic=False, options=options)
+    return _Copy(code, torch.compile(own, fullgraph=True, dynamic=False, options=options))
 
 
 def _of_the_compiler(error: Exception) -> bool:

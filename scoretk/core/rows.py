@@ -28,6 +28,9 @@ __all__ = [
     "softplus",
 ]
 
+HALF_MOST = 65504.0
+"""The largest number of any dtype's least largest, float16's."""
+
 
 def across(values: Tensor, x: Tensor) -> Tensor:
     """One value a row, shaped so that it broadcasts over x; one value for all as it is.
@@ -46,7 +49,9 @@ def across(values: Tensor, x: Tensor) -> Tensor:
 
 def add_scaled(x: Tensor, y: Tensor, factor: float | Tensor) -> Tensor:
     """`x + factor y`; the factor is a number, or a tensor that broadcasts over y."""
-    if isinstance(factor, Tensor) or abs(factor) > torch.finfo(y.dtype).max:  # no alpha then
+    if isinstance(factor, Tensor):
+        return x + factor * y
+    if abs(factor) > HALF_MOST and abs(factor) > torch.finfo(y.dtype).max:  # no alpha then
         return x + factor * y
     return torch.add(x, y, alpha=factor)
 

@@ -86,7 +86,13 @@ def check_asked(x: object, event_shape: tuple[int, ...]) -> None:
     )
 
 
-def check_rows(what: str, got: object, shape: torch.Size | tuple[int, ...], hint: str) -> Tensor:
+def check_rows(
+    what: str,
+    got: object,
+    shape: torch.Size | tuple[int, ...],
+    hint: str,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
     """A model's answer, if it is a tensor of this shape and of real floating-point numbers.
 
     Args:
@@ -94,9 +100,10 @@ def check_rows(what: str, got: object, shape: torch.Size | tuple[int, ...], hint
         got: The answer.
         shape: The shape that it has to have.
         hint: What to do about another shape.
+        dtype: That of what is returned; None for the answer's own.
 
     Returns:
-        The answer as it is.
+        The answer, as it is where it has the dtype.
 
     Raises:
         InvalidArgument: It is anything else.
@@ -118,7 +125,7 @@ def check_rows(what: str, got: object, shape: torch.Size | tuple[int, ...], hint
             "Of complex numbers take .real, or the modulus; of whole numbers .to(x.dtype), where x "
             "is meant to have no gradient",
         )
-    return got
+    return got if dtype is None or got.dtype is dtype else got.to(dtype)
 
 
 def check_energy(got: object, x: Tensor) -> Tensor:
@@ -128,7 +135,7 @@ def check_energy(got: object, x: Tensor) -> Tensor:
         InvalidArgument: It is anything else.
     """
     hint = "An energy gives one number a row: sum over the event axes, keep the batch axis"
-    return check_rows("energy", got, x.shape[:1], hint).to(x.dtype)
+    return check_rows("energy", got, x.shape[:1], hint, x.dtype)
 
 
 def unwritten(

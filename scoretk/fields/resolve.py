@@ -104,7 +104,7 @@ class StaticField:
         if "score" in offers(self.native):
             x = aligned(x)
             score = self._ask("score", self.native.score, x, cond, torch.nan)
-            return check_rows("score", score, x.shape, _LIKE).to(x.dtype)
+            return check_rows("score", score, x.shape, _LIKE, x.dtype)
         return score_of_energy(lambda y: self.energy(y, **cond), x, self.native)
 
     def passing_score(self, x: Tensor, **cond: Tensor) -> Tensor:
@@ -131,7 +131,7 @@ def _energy_and_grad(field: StaticField, x: Tensor) -> tuple[Tensor, Tensor]:
     if own is not None:
         x = aligned(x)
         energy, gradient = field._ask("energy_and_grad", own, x, {}, torch.inf, torch.nan)
-        gradient = check_rows("gradient", gradient, x.shape, _LIKE).to(x.dtype)
+        gradient = check_rows("gradient", gradient, x.shape, _LIKE, x.dtype)
         return check_rows("energy", energy, x.shape[:1], _ENERGY), gradient
     if "score" in offers(field.native):
         return field.energy(x), -field.score(x)
@@ -246,7 +246,7 @@ def _predict(field: TimedField, x: Tensor, t: float | Tensor) -> Tensor:
         asked=field.asked,
         beside={"t": t, **field.cond},
     )
-    return check_rows(field.source, value, x.shape, _LIKE).to(x.dtype)
+    return check_rows(field.source, value, x.shape, _LIKE, x.dtype)
 
 
 def static(field: object) -> StaticField:

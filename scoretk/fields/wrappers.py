@@ -184,7 +184,7 @@ class Score:
         """`grad log p(x)`, like x."""
         check_asked(x, self.event_shape)
         score = unwritten("score", lambda y: rejecting(self.fn, y, cond, torch.nan), x, beside=cond)
-        return check_rows("score", score, x.shape, "A score is shaped like x").to(x.dtype)
+        return check_rows("score", score, x.shape, "A score is shaped like x", x.dtype)
 
 
 @dataclass(frozen=True, eq=False)
@@ -315,15 +315,14 @@ def _call_network(
     check_asked(x, field.event_shape)
     check_time(t, x)
     if not isinstance(t, Tensor):
-        times = torch.full(x.shape[:1], t, dtype=x.dtype, device=x.device)
+        times = x.new_full(x.shape[:1], t)
     else:
         times = t.to(x.device, x.dtype).expand(x.shape[:1])
     prediction = unwritten(
         field.predicts, lambda y: field.net(y, times, **cond), x, beside={"t": times, **cond}
     )
-    return check_rows(
-        field.predicts, prediction, x.shape, "A timed model's prediction is shaped like x"
-    ).to(x.dtype)
+    hint = "A timed model's prediction is shaped like x"
+    return check_rows(field.predicts, prediction, x.shape, hint, x.dtype)
 
 
 @dataclass(frozen=True, eq=False)

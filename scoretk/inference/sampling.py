@@ -228,10 +228,10 @@ def sample(
         own,
         ExitStack() as ends,
     ):
-        schedule = run.batch_of(_Batch(ids[:1], slice(0, 1), slice(0, 1))).schedule
+        schedule = run.schedule()
         # before there is memory for every chain
         check_fits(run.what_is_kept(schedule), of_machine() if shares() else 1)
-        batches = [run.batch_of(part) for part in parts]
+        batches = [run.batch_of(part, schedule) for part in parts]
         settings = run.settings(schedule)
         asked = saved is not None or shares()
         check_team(walk(model))
@@ -345,12 +345,20 @@ class _Run:
     streamed: bool
     store: Store | None = None
 
-    def batch_of(self, part: _Batch) -> Batch:
+    def bound(self, chains: slice) -> StaticField | TimedField:
+        """The field, bound to the condition rows of some chains."""
+        rows = {name: value[chains] for name, value in self.rows.items()}
+        return resolve(self.model, self.solver.needs, rows, timed=self.solver.timed)
+
+    def schedule(self) -> Schedule:
+        """Which steps the run makes, and which it keeps."""
+        return _schedule(self.solver, self.bound(slice(0, 1)), *self.lengths, self.keep)
+
+    def batch_of(self, part: _Batch, schedule: Schedule) -> Batch:
         """A batch of chains, with the field bound to their rows."""
         seed = derive(self.seed, self.continues) if self.continues else self.seed
         noise = Noise(seed, part.ids, device=self.place.device, dtype=self.place.dtype)
-        rows = {name: value[part.given] for name, value in self.rows.items()}
-        bound = resolve(self.model, self.solver.needs, rows, timed=self.solver.timed)
+        bound = self.bound(part.given)
 
         def begin_at(attempt: int = 0) -> Tensor:
             if self.start is not None:
@@ -359,7 +367,6 @@ class _Run:
             x = _initial(self.model, drawn, self.place, _spread(attempt))
             return _tracked(traits(self.solver).start(bound, x, drawn))
 
-        schedule = _schedule(self.solver, bound, *self.lengths, self.keep)
         if not part.ids[part.returned]:  # these only tune
             schedule = Schedule(schedule.warmup, schedule.warmup, schedule.thin)
         restart = begin_at if self.start is None and not is_timed(self.model) else None

@@ -33,6 +33,8 @@ from scoretk.solvers.warmup.adaptation import WarmupStep
 __all__ = ["BLOCK_SECONDS", "Eager", "drive", "engine_of"]
 
 BLOCK_SECONDS = 0.1
+GROWTH = 8
+"""How many times longer than the last a block may be, as later steps may take longer than the first."""
 DEVICE_BLOCK = 2 * CALL
 """The fewest steps of a block on a device, which waits for the host at the end of each."""
 
@@ -81,7 +83,7 @@ def drive(
         _raise_failures(moment, schedule, on_failure, loop.noise.chains)
         yield moment
         pace = seconds / max(time.perf_counter() - started, 1e-6)
-        size = max(least, min(2 * size, int(size * pace) // CALL * CALL))
+        size = max(least, min(GROWTH * size, int(size * pace) // CALL * CALL))
 
 
 def engine_of(loop: Loop, *, compiled: bool, recompute: bool = False) -> Engine:

@@ -15,6 +15,10 @@ __all__ = ["Kept", "check_fits"]
 
 FATE = 3 * torch.int64.itemsize
 """Bytes of a chain's id, its status, and the step at which it failed."""
+LITTLE = 1 << 24
+"""The bytes for which the system is not asked what is free, which takes longer than a short run:
+what cannot hold these has not held torch.
+"""
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,8 @@ def check_fits(kept: Kept, processes: int = 1) -> None:
     Raises:
         InvalidArgument: It does not.
     """
+    if kept.bytes * processes <= LITTLE:
+        return
     room = available(kept.device, processes)
     if room is None or kept.bytes <= room:
         return

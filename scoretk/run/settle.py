@@ -98,7 +98,11 @@ class AtOnce:
 
     def passes(self, new: Any, info: Info) -> bool:
         """As `Watching.passes`. A no may be wrong: then masks are computed, with the same bits."""
-        return "status" not in info and all_finite(new) and _all_within(new.x, self.reach)
+        if "status" in info:
+            return False
+        if self.reach == math.inf:
+            return all_finite(new)
+        return _all_within(new.x, self.reach) and all_finite(new, but=new.x)
 
 
 @dataclass(frozen=True)
@@ -211,5 +215,5 @@ def within(x: Tensor, reach: Tensor) -> Tensor:
 
 
 def _all_within(x: Tensor, reach: float) -> bool:
-    """Whether no entry of x is farther out."""
-    return reach == math.inf or not x.numel() or vector_norm(x, math.inf).item() <= reach
+    """Whether no entry of x is farther out; one that is not finite is."""
+    return not x.numel() or vector_norm(x, math.inf).item() <= reach

@@ -36,7 +36,7 @@ from scoretk.ode.adjoint import BackwardSolve, with_adjoint
 from scoretk.ode.grids import grid
 from scoretk.ode.registry import Method, Rule, every_method, find_method
 from scoretk.ode.rowwise import PAIRS, VelocityOf
-from scoretk.ode.tableaus import Tableau, tableau
+from scoretk.ode.tableaus import GRID_RULES, Tableau, tableau
 from scoretk.ode.velocities import Solved
 from scoretk.solvers.base import Info, read_row
 
@@ -220,7 +220,7 @@ class ProbabilityFlow:
         prediction = field.to("velocity" if field.path is None else "data", state.ahead, t)
         values = (state.x, _combine((p, q), (state.ahead, prediction)), *state.past)
         x = ahead = _combine(weights[:width], values)
-        if self.ode_method.stages > 1:
+        if GRID_RULES[self.method].stages > 1:
             x = _combine(weights[width:], values)
         return FlowState(x, ahead, values[1:-1], state.table, state.step + 1), {}
 
@@ -328,11 +328,10 @@ def _combine(weights: Sequence[Any], values: Sequence[Tensor]) -> Tensor:
         return sum(
             (w * x for w, x in zip(weights, values, strict=True)), torch.zeros_like(values[0])
         )
-    (w, total), *rest = [(w, x) for w, x in zip(weights, values, strict=True) if w != 0] or [
-        (0.0, values[0])
-    ]
-    if w != 1:
-        total = total * w
-    for w, x in rest:
-        total = add_scaled(total, x, w)
-    return total
+    total = None
+    for w, x in zip(weights, values, strict=True):
+        if total is not None:
+            total = total if w == 0 else add_scaled(total, x, w)
+        elif w != 0:
+            total = x if w == 1 else x * w
+    return values[0] * 0.0 if total is None else total
