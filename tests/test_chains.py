@@ -8,7 +8,7 @@ import torch
 import scoretk as stk
 from scoretk.core.cost import Cost
 from scoretk.core.noise import Noise
-from scoretk.inference import sampling
+from scoretk.inference import planned
 from scoretk.models.targets.mixture import gaussian, ring_mixture
 
 
@@ -84,7 +84,7 @@ def test_rows_instead_of_ids_are_caught(monkeypatch):
     """The mutant: the noise of the first chains for any."""
     whole = stk.sample(FIELD, stk.ULA(0.1), chains=16, steps=3)
     monkeypatch.setattr(
-        sampling, "Noise", lambda seed, ids, **kind: stk.Noise(seed, len(ids), **kind)
+        planned, "Noise", lambda seed, ids, **kind: stk.Noise(seed, len(ids), **kind)
     )
     wrong = stk.sample(FIELD, stk.ULA(0.1), chains=range(8, 16), steps=3)
     assert not torch.equal(wrong.x, whole.x[8:])

@@ -251,7 +251,7 @@ class TestMutants:
     def _no_copy(self, monkeypatch):
         for name in (
             "scoretk.core.arguments",
-            "scoretk.inference.sampling",
+            "scoretk.inference.planned",
             "scoretk.fields.resolve",
         ):
             monkeypatch.setattr(sys.modules[name], "aligned", lambda x: x)

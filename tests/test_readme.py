@@ -7,7 +7,7 @@ from unittest import mock
 import pytest
 import torch
 
-from scoretk.inference import sampling
+from scoretk.inference import asked
 
 README = Path(__file__).parent.parent / "README.md"
 VERDICT = "No problem found: the chains agree, and there are effective draws enough."
@@ -47,7 +47,7 @@ def test_the_tour_runs_as_it_stands():
 def test_the_tour_runs():
     """With a tenth of its hundreds of steps, and so short a warmup where it leaves its length open."""
     shorter = [re.sub(r"\b(steps|warmup)=(\d+)00\b", r"\1=\g<2>0", block) for block in blocks()]
-    with mock.patch.object(sampling, "DEFAULT_WARMUP", 30):
+    with mock.patch.object(asked, "DEFAULT_WARMUP", 30):
         draws = held(shorter)["draws"]
     assert draws.x.shape == (256, 100, 2)
     assert dict(draws.cost) == dict.fromkeys(("energy", "score"), 256 * (1 + 20 + 100))

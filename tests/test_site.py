@@ -16,7 +16,7 @@ import pytest
 import scoretk as stk
 from scoretk.cli.parser import make_parser
 from scoretk.conformance import CHECKS, SOLVER_CHECKS
-from scoretk.inference import sampling
+from scoretk.inference import asked
 from scoretk.solvers.matrix import MEANINGS
 from tests.promises import blocks, run_blocks
 
@@ -76,7 +76,7 @@ def test_a_page_runs(name):
     """With a tenth of its hundreds of steps, and so short a warmup where it leaves its length open."""
     needed(name)
     text = re.sub(r"\b(steps|warmup)=(\d+)00\b", r"\1=\g<2>0", PAGES[name])
-    with mock.patch.object(sampling, "DEFAULT_WARMUP", 30):
+    with mock.patch.object(asked, "DEFAULT_WARMUP", 30):
         run_blocks(name, own_blocks(text))
 
 
@@ -196,15 +196,15 @@ def test_defaults_are_those_of_the_code():
     check_choosing(text)
     table = {row[0]: row[1] for row in rows(text, "Choosing a solver")}
     for kind, field in defaults_by_field().items():
-        assert table[kind] == f"`{type(sampling._default_solver(field)).__name__}()`"
+        assert table[kind] == f"`{type(asked.default_solver(field)).__name__}()`"
     with pytest.raises(stk.InvalidArgument):
-        sampling._default_solver(stk.Score(lambda x: -x, (2,)))
+        asked.default_solver(stk.Score(lambda x: -x, (2,)))
     told = {
         (row[0].strip("`"), row[1].strip("`")): row[2]
         for row in rows(text, "Defaults in one place")
     }
-    assert told["sample", "chains"].split(",")[0] == str(sampling.DEFAULT_CHAINS)
-    assert told["sample", "warmup"].split()[0] == str(sampling.DEFAULT_WARMUP)
+    assert told["sample", "chains"].split(",")[0] == str(asked.DEFAULT_CHAINS)
+    assert told["sample", "warmup"].split()[0] == str(asked.DEFAULT_WARMUP)
     assert (
         f"steps a kernel makes after warmup (default {told['sample', 'steps']})"
         in stk.sample.__doc__

@@ -24,7 +24,7 @@ from torch.distributions import constraints
 import scoretk as stk
 from scoretk.core.locks import held, held_with_others, lock_of
 from scoretk.errors import Busy, InvalidArgument, OutputExists, StoreError
-from scoretk.inference import sampling
+from scoretk.inference import asked, storing
 from scoretk.run import store as streaming
 from scoretk.run.record import Record
 from scoretk.run.store import Store, Streaming, chains_a_chunk
@@ -564,7 +564,7 @@ class TestTakingUp:
         field = stopping(60)
         with pytest.raises(Stop):
             drawn(tmp_path / "d", field, **run)
-        monkeypatch.setattr(sampling, "awaited_store", lambda *_: None)
+        monkeypatch.setattr(storing, "awaited_store", lambda *_: None)
         with pytest.raises(stk.CheckpointError, match="store"):
             drawn(tmp_path / "d", field, **run)
 
@@ -868,7 +868,7 @@ class TestChunks:
 
     @pytest.mark.thorough
     def test_batches_that_make_many_small_files_are_told(self, tmp_path, monkeypatch):
-        monkeypatch.setattr("scoretk.inference.sampling.MANY_CHUNKS", 4)
+        monkeypatch.setattr("scoretk.inference.storing.MANY_CHUNKS", 4)
         run = {"steps": 2, "warmup": stk.Warmup(2, pilot=6), "chains": 40}
         with pytest.warns(UserWarning, match=r"a chunk has 1 of 40 chains.*multiples of 256"):
             drawn(tmp_path / "d", PLAIN, batch=7, **run)
@@ -883,9 +883,9 @@ class TestChunks:
                 (16_385, 512),
                 (10**6, 15_872),
             ):
-                assert sampling._default_batch(chains) == size
+                assert asked.default_batch(chains) == size
                 assert -(-chains // size) <= 64
-        assert sampling._default_batch(600) == 600
+        assert asked.default_batch(600) == 600
 
     def test_it_is_read_without_a_warning(self, pair):
         with warnings.catch_warnings():

@@ -19,7 +19,7 @@ from scoretk.fields import layout, resolve
 from scoretk.fields import variables as vs
 from scoretk.fields.layout import Layout, layout_of, variable_name
 from scoretk.fields.variables import named, variables_of
-from scoretk.inference import sampling
+from scoretk.inference import asked
 from scoretk.inference.partition import Normalised
 from tests.evidence import assert_mean, mean_z, z_limit
 from tests.promises import blocks, run_blocks
@@ -835,7 +835,7 @@ def test_the_page_runs(capsys):
     """With a tenth of its steps and a quarter of its chains; its eight schools are the built-in ones."""
     text = re.sub(r"\b(steps)=(\d+)0\b", r"\1=\g<2>", PAGE.read_text())
     text = text.replace("chains=64", "chains=16")
-    with mock.patch.object(sampling, "DEFAULT_WARMUP", 20):
+    with mock.patch.object(asked, "DEFAULT_WARMUP", 20):
         names = run_blocks(PAGE.name, blocks(text))
     assert "raw[7]" in capsys.readouterr().out
     assert names["data"].posterior["raw"].dims == ("chain", "draw", "school")

@@ -18,7 +18,7 @@ from scoretk.demo.bench.mnist import estimates, mixture
 from scoretk.diagnostics import calibration, convergence, discrepancies, verdict
 from scoretk.fields import discrete
 from scoretk.fields.variables import Derived, variables_of
-from scoretk.inference import likelihood, sampling
+from scoretk.inference import likelihood, outcome
 from scoretk.run import record, stored
 from scoretk.solvers import annealed
 
@@ -100,7 +100,7 @@ def written(folder):
 
 def derived():
     square = Derived(variables_of({"a": CHAINS.shape[2:]}), lambda x: {"a": x.square()}, None)
-    return (sampling._values(square, CHAINS),)
+    return (outcome._values(square, CHAINS),)
 
 
 def marked():
@@ -126,7 +126,7 @@ BLOCKS = {
     (calibration, "BLOCK"): lambda _: ranked(),
     (noise, "CHUNK"): lambda _: made(),
     (sealed, "CHUNK"): written,
-    (sampling, "CHUNK"): lambda _: derived(),
+    (outcome, "CHUNK"): lambda _: derived(),
     (stored, "CHUNK"): streamed,
     (mnist_data, "CHUNK"): lambda _: (mnist_data.binarised(IMAGES, 0),),
     (mixture, "CHUNK"): lambda _: mixed(),

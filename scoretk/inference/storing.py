@@ -1,0 +1,100 @@
+"""The files of a run: who may write to them, and the store that draws go to."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+import torch
+
+from scoretk.core.identity import Identity
+from scoretk.core.locks import held, held_with_others
+from scoretk.core.warned import warn
+from scoretk.fields.variables import Derived, named
+from scoretk.inference.asked import BatchAsked
+from scoretk.inference.planned import PlannedRun
+from scoretk.run.checkpoint import Checkpoint
+from scoretk.run.ranks import Share
+from scoretk.run.resume import awaited_store
+from scoretk.run.schedule import Schedule
+from scoretk.run.store import Contents, Store, Zarr, chains_a_chunk
+
+__all__ = ["hold", "opened_store", "told_to_a_store"]
+
+FEW_CHAINS, MANY_CHUNKS = 16, 1000
+"""Of a store: fewer chains a chunk are told where more chunks than that lie side by side."""
+PATIENCE = 3.0
+"""Seconds that a job of many waits for the one before, whose ranks need about two to see its end."""
+
+
+def hold(paths: list[Path], share: Share, ends: ExitStack) -> None:
+    """Have this job alone write to some paths, until its last process has left the stack of contexts.
+
+    Raises:
+        Busy: Another job does.
+    """
+    if not paths:
+        return
+    if share.alone:
+        for path in paths:
+            ends.enter_context(held(path))
+    elif share.first:
+        job = uuid4()
+        for path in paths:
+            ends.enter_context(held(path, PATIENCE, job.hex))
+        share.publish("job", {"": torch.tensor(list(job.bytes))})
+    else:
+        job = UUID(bytes=bytes(share.fetch("job")[""].tolist()))
+        for path in paths:
+            ends.enter_context(held_with_others(path, job.hex))
+
+
+def told_to_a_store(settings: dict[str, Any], identity: Identity | None) -> dict[str, Any]:
+    """What a store says of its run, by which it is known where no checkpoint knows it.
+
+    Settings do not tell fields apart whose code differs: without an identity, that of a run with a
+    checkpoint, a store is nobody's to begin anew in.
+    """
+    told = {name: value for name, value in settings.items() if name != "steps"}
+    made_of = None if identity is None else identity.summary()["digest"]
+    return told | {"what field and solver are made of": made_of}
+
+
+def opened_store(
+    run: PlannedRun,
+    asked: Zarr,
+    parts: list[BatchAsked],
+    told: dict[str, Any],
+    schedule: Schedule,
+    saved: Checkpoint | None,
+    share: Share,
+) -> Store:
+    """The store of a run with this schedule, which the first of its processes looks for."""
+    names = named(run.model)
+    contents = Contents(
+        run.ids,
+        schedule.kept_before(schedule.total),
+        None if names is None else names.layout,
+        names.values if isinstance(names, Derived) else None,
+        told,
+        run.settings(schedule),
+    )
+    sizes = [n for part in parts if (n := len(part.ids[part.returned]))]
+    few = chains_a_chunk(sizes, 1)
+    if few < FEW_CHAINS and len(run.ids) > MANY_CHUNKS * few:
+        warn(
+            f"keep=Zarr: a chunk has {few} of {len(run.ids)} chains, which makes very many small files: "
+            f"it holds chains of one batch, and the batches (batch={run.batch}, pilot={run.pilot}) end "
+            f"at multiples of {few} alone. Give batch= and Warmup(pilot=) multiples of 256"
+        )
+    file = None if saved is None else saved.file
+    if share.first:
+        waits = file is not None and file.exists() and not asked.folder.exists()
+        known = awaited_store(file, schedule.kept_before) if file is not None and waits else None
+        store = Store(asked, contents, sizes, file, known, share.once, share.leads)
+        share.publish("store", {"id": torch.tensor(list(bytes.fromhex(store.id)))})
+        return store
+    known = bytes(share.fetch("store")["id"].tolist()).hex()
+    return Store(asked, contents, sizes, file, known, share.once, share.leads)
