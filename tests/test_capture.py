@@ -12,12 +12,14 @@ import scoretk as stk
 from scoretk.core import compiling
 from scoretk.core.compiling import iterate, part, parts_compiled_by
 from scoretk.fields.resolve import StaticField, TimedField, resolve
-from scoretk.run import capture
-from scoretk.run.capture import Captured, CompiledParts, Heard, listen
+from scoretk.run import capture, parts, tape
+from scoretk.run.capture import Captured
 from scoretk.run.drive import Eager, drive, engine_of
 from scoretk.run.moment import Loop, begin
+from scoretk.run.parts import CompiledParts
 from scoretk.run.record import RECORDERS, Record
 from scoretk.run.schedule import Schedule
+from scoretk.run.tape import Heard, listen
 from scoretk.solvers import EXAMPLES
 from scoretk.solvers.base import Traits, is_grid, traits
 
@@ -39,7 +41,8 @@ def made(monkeypatch):
 
         return graph
 
-    monkeypatch.setattr(capture, "compiled", as_it_is)
+    for module in (capture, parts, tape):
+        monkeypatch.setattr(module, "compiled", as_it_is)
     # to the bit: torch adds the product with a tensor otherwise than that with a number
     monkeypatch.setattr(capture, "on_data", lambda solver, device: solver)
     return keys
@@ -245,10 +248,10 @@ def test_with_the_noise_it_would_depend_on_when_it_is_made(monkeypatch):
     """The mutant."""
 
     def ask(self, method, step, stream, shape, dtype):
-        self.heard.append((int(step), capture.Request(method, int(stream), tuple(shape), dtype)))
+        self.heard.append((int(step), tape.Request(method, int(stream), tuple(shape), dtype)))
         return getattr(self.noise, method)(step, stream, shape, dtype)
 
-    monkeypatch.setattr(capture._Listener, "_ask", ask)
+    monkeypatch.setattr(tape._Listener, "_ask", ask)
     solver = EXAMPLES["mala"]
     assert heard_of(solver).operations < heard_of(solver, window=1).operations
 
@@ -460,7 +463,8 @@ def test_where_no_loop_can_be_compiled_steps_still_are(made, monkeypatch):
 
         return graph
 
-    monkeypatch.setattr(capture, "compiled", fails)
+    for module in (capture, parts, tape):
+        monkeypatch.setattr(module, "compiled", fails)
     for solver, then in ((stk.ULA(0.1), "_Steps"), (IN_PARTS["chees"][0], "NoneType")):
         kinds.clear()
         loop, x = loop_of(solver, steps=13)
@@ -577,7 +581,7 @@ def test_every_captured_solver_is_tried_with_other_numbers():
 )
 def test_one_graph_serves_any_numbers_chains_steps_and_seed(monkeypatch, field, solver, other):
     """With the draws of an eager run."""
-    monkeypatch.setattr(capture, "COMPILED_NOISE", False)  # which has a graph for each size
+    monkeypatch.setattr(tape, "COMPILED_NOISE", False)  # which has a graph for each size
     graphs, made = torch._dynamo.utils.counters["stats"], []
     for seed, chains, kernel in ((0, 7, solver), (1, 12, other), (2, 30, solver)):
         run = {"chains": chains, "seed": seed, "dtype": torch.float64}
@@ -596,7 +600,7 @@ def test_one_graph_serves_any_numbers_chains_steps_and_seed(monkeypatch, field, 
 def test_data_are_read_in_a_loop_by_any_of_their_attributes(monkeypatch, mutant):
     """Of a trajectory in a graph, and not by the way for what has no graph."""
     rows = torch.randn(20, 3, generator=torch.Generator().manual_seed(0))
-    monkeypatch.setattr(capture, "COMPILED_NOISE", False)
+    monkeypatch.setattr(tape, "COMPILED_NOISE", False)
     monkeypatch.setattr(compiling, "_copies", OrderedDict())  # none that serves this one is known
     monkeypatch.setattr(capture.Captured, "_in_calls", lambda *_: 1 / 0)
     if mutant:
@@ -619,7 +623,7 @@ def test_data_are_read_in_a_loop_by_any_of_their_attributes(monkeypatch, mutant)
 def test_one_graph_serves_the_run_that_tunes_and_those_that_are_given_what_it_found(monkeypatch):
     """Wherever in a window of noise they begin."""
     field = stk.Energy(lambda x: x.square().sum(1) / 2, (3,))
-    monkeypatch.setattr(capture, "COMPILED_NOISE", False)
+    monkeypatch.setattr(tape, "COMPILED_NOISE", False)
     graphs = torch._dynamo.utils.counters["stats"]
     before = graphs["unique_graphs"]
     warm = stk.sample(field, stk.MALA(), 7, 33, warmup=20, compile=True)
@@ -639,7 +643,7 @@ def test_one_graph_serves_the_run_that_tunes_and_those_that_are_given_what_it_fo
 def test_one_graph_serves_any_number_of_chains_and_of_steps(monkeypatch, solver):
     field = stk.Energy(lambda x: x.square().sum(1) / 2 + (x**4).sum(1) / 40, (3,))
     run, x = {"warmup": 0, "seed": 5, "keep": "all"}, torch.zeros(40, 3)
-    monkeypatch.setattr(capture, "COMPILED_NOISE", False)  # which has a graph for each size
+    monkeypatch.setattr(tape, "COMPILED_NOISE", False)  # which has a graph for each size
 
     def drawn(chains, steps, compile=True, **more):
         return stk.sample(

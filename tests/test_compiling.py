@@ -375,7 +375,7 @@ def descent_by_hand(x, times):
     "solver", [stk.ChEES(0.1, length=0.4, metric="none"), stk.HMC(0.1, 13, metric="none")], ids=repr
 )
 def test_runs_of_a_model_that_adds_to_a_part_of_its_own_tensor(monkeypatch, solver, looped):
-    monkeypatch.setattr("scoretk.run.capture.COMPILED_NOISE", False)
+    monkeypatch.setattr("scoretk.run.tape.COMPILED_NOISE", False)
     if not looped:
         monkeypatch.setattr("scoretk.run.capture.LOOPS", False)
     field, run = stk.Energy(written_in_place, (3,)), STEPS | {"warmup": 0, "dtype": torch.float64}
@@ -433,6 +433,7 @@ def test_a_run_whose_model_changes_at_every_call_is_tried_in_no_other_way(monkey
     monkeypatch.setattr(compiling, "_compile", lambda function, *_: function)
     monkeypatch.setattr(compiling, "_graphs", lambda key: next(graphs))
     monkeypatch.setattr("scoretk.run.capture.Captured._in_calls", lambda *_: 1 / 0)
+    monkeypatch.setattr("scoretk.run.drive.GROWTH", 1)  # a call every eight steps
     with pytest.warns(UserWarning, match="the model changes at each call"):
         draws = stk.sample(field, stk.MALA(0.1), compile=True, **STEPS | {"steps": 100})
     torch.testing.assert_close(draws.x, eager.x)  # the first blocks are not of eager steps

@@ -11,12 +11,12 @@ from scoretk.core.streams import Stream
 from scoretk.fields import resolve
 from scoretk.models.targets.analytic import EightSchools, Funnel, Semicircle
 from scoretk.models.targets.mixture import gaussian, ring_mixture
-from scoretk.run import capture
-from scoretk.run.capture import Tape
+from scoretk.run import capture, tape
 from scoretk.run.drive import drive, engine_of
 from scoretk.run.moment import Loop, begin
 from scoretk.run.record import RECORDERS
 from scoretk.run.schedule import Schedule
+from scoretk.run.tape import Tape
 from scoretk.solvers.hmc import Point, halton, halton_points, leapfrog
 from scoretk.solvers.warmup.scales import accumulate, begin_window, scales, window_end
 from scoretk.solvers.warmup.step_size import (
@@ -683,9 +683,8 @@ def test_steps_of_known_length_are_compiled_whole(monkeypatch, kinds):
 def test_compiled_calls_start_at_multiples_of_their_length_whatever_the_blocks(monkeypatch, blocks):
     starts, read = [], Tape.read
     monkeypatch.setattr(capture, "CALL", 4)
-    monkeypatch.setattr(
-        capture, "compiled", lambda function, key, options=None: function
-    )  # it is about the engine's division of a run
+    for module in (capture, tape):  # it is about the engine's division of a run
+        monkeypatch.setattr(module, "compiled", lambda function, key, options=None: function)
     monkeypatch.setattr(capture, "_length", lambda heard, values: 4)
     monkeypatch.setattr(capture, "has_loop", lambda solver, x: False)
     monkeypatch.setattr(Tape, "read", lambda self, step: (starts.append(step), read(self, step))[1])

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 import scoretk as stk
 from scoretk.core import devices
-from scoretk.run import capture, replay
+from scoretk.run import capture, replay, tape
 from scoretk.run.drive import engine_of
 from scoretk.run.moment import begin
 from scoretk.solvers import EXAMPLES
@@ -165,7 +165,7 @@ def test_the_memory_of_what_is_played_is_bounded():
     assert capture._turns(Noted, 20) == capture.TURNS
     assert capture._turns(Noted, capture.TURNS_VALUES // 16) == 2
     assert capture._turns(Noted, capture.TURNS_VALUES) == 1
-    Noted.asked = (capture.Request("normal", 1, (capture.TURNS_VALUES // 160,), torch.float32),)
+    Noted.asked = (tape.Request("normal", 1, (capture.TURNS_VALUES // 160,), torch.float32),)
     assert capture._turns(Noted, 20) == 1
 
 

@@ -9,8 +9,8 @@ import torch
 import scoretk as stk
 from scoretk.core.compiling import compiled
 from scoretk.fields.resolve import resolve
-from scoretk.run import capture
-from scoretk.run.capture import Request, Tape, listen
+from scoretk.run import tape as tapes
+from scoretk.run.tape import Request, Tape, listen
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:`torch.jit.script_method` is deprecated:DeprecationWarning"
@@ -152,7 +152,7 @@ def test_an_equal_run_does_not_compile_again():
 @pytest.mark.parametrize("shape", [(), (3, 5)])
 @pytest.mark.parametrize("method", ["normal", "uniform", "rademacher"])
 def test_a_tape_that_is_not_compiled_has_the_bits_of_the_noise(monkeypatch, method, shape):
-    monkeypatch.setattr(capture, "COMPILED_NOISE", False)
+    monkeypatch.setattr(tapes, "COMPILED_NOISE", False)
     noise = stk.Noise(1, 6, dtype=torch.float32)
     tape = Tape(noise, (Request(method, 7, shape, torch.float32),), 8)
     for step in (0, 8, 8 * 1000, 16):

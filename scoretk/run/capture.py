@@ -11,27 +11,21 @@ graph, where a loop is cut, and for which numbers of rows there are functions.
   graph holds several steps one after another: enough that the call itself costs little, and few
   enough that they compile in seconds (`_Steps`). For this the operations of a step are counted
   while it is made once.
-- The noise of many steps is made before the graph runs (`Tape`), so that the graph holds the step's
-  own arithmetic alone. (A compiler that sees several steps with their noise computes each step
-  again within the next; noise that is read from memory prevents this.) What a step asks for is
-  found by recording the requests of two steps. A tape answers those for the step's own index; all
-  others go to the noise itself and are computed in the graph.
-- `CompiledParts` compiles the parts of steps that cannot be captured, each once for all numbers of
-  rows: where a step goes on with some of the chains, copies of the last row fill the batch up to
-  all chains, and their results are dropped.
+- The noise of many steps is made before the graph runs (`scoretk.run.tape`), so that the graph holds
+  the steps' own arithmetic alone.
+- The parts of steps that cannot be captured are compiled each by itself (`scoretk.run.parts`).
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from copy import copy
-from dataclasses import dataclass, field, fields, is_dataclass, replace
-from typing import Any, NamedTuple, Protocol, TypeVar
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from scoretk.core.compiling import (
     LOOPS,
@@ -44,29 +38,16 @@ from scoretk.core.compiling import (
     over_rows,
 )
 from scoretk.core.devices import on, widest
-from scoretk.core.noise import Noise
 from scoretk.run.moment import Loop, Moment, failures
+from scoretk.run.parts import native_of
 from scoretk.run.record import Record
 from scoretk.run.replay import Replayed, can_play
 from scoretk.run.settle import Now, make_step
 from scoretk.run.state import chain_leaves, state_leaves, tuned_leaves, with_leaves
+from scoretk.run.tape import Heard, Tape, TapedNoise, listen
 from scoretk.solvers.base import as_data, is_grid, traits
 
-__all__ = [
-    "CALL",
-    "Captured",
-    "CompiledParts",
-    "Engine",
-    "Heard",
-    "Request",
-    "Tape",
-    "TapedNoise",
-    "compiled_for",
-    "listen",
-    "on_data",
-]
-
-T = TypeVar("T")
+__all__ = ["CALL", "Captured", "Engine", "compiled_for", "has_loop", "on_data"]
 
 CALL = 8
 """The most steps in one graph, a power of two. Calls start at multiples of their length, so that
@@ -92,16 +73,8 @@ must cover together; else none has.
 """
 LOOKED_AT = 512
 """The number of steps after warmup whose kinds are counted for that."""
-UNROLLED = 4
-"""The number of repetitions in one compiled function of `CompiledParts.iterate`."""
-COMPILED_NOISE = torch.backends.cpu.get_cpu_capability() == "AVX512"
-"""Whether a CPU makes noise faster by a compiled function. Where its registers do not multiply
-64-bit integers, NumPy is as fast, has the bits of an eager run, and ten seconds less to compile.
-"""
 _MOST = 2.0**63
 """The least number that no tensor of whole numbers holds; such settings are compiled in."""
-WINDOW_VALUES = 1 << 19
-"""About how many values a tape computes ahead for a request, in at most 128 reads."""
 
 
 class Engine(Protocol):
@@ -109,218 +82,6 @@ class Engine(Protocol):
 
     def block(self, moment: Moment, steps: int) -> Moment:
         """The moment after at most `steps` further steps, and at least one."""
-
-
-class Request(NamedTuple):
-    """A request to the noise: its method, and its arguments but for the step's index."""
-
-    method: str
-    stream: int
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-
-
-class Heard(NamedTuple):
-    """What `listen` finds.
-
-    `asked` are a step's requests to the noise for its own index; `is_all` is whether it makes no
-    other; `operations` is the number of its operations without those of the noise; `kept` names the
-    leaves of the state that it hands on as they are.
-    """
-
-    asked: tuple[Request, ...]
-    is_all: bool
-    operations: int
-    kept: frozenset[str] = frozenset()
-
-
-class _Asking:
-    """A noise source whose three methods call `_ask`; other attributes are those of the noise."""
-
-    def __init__(self, noise: Noise) -> None:
-        self.noise = noise
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.noise, name)
-
-    def _ask(
-        self, method: str, step: Any, stream: int, shape: Sequence[int], dtype: torch.dtype | None
-    ) -> Tensor:
-        raise NotImplementedError
-
-    def _own(
-        self, method: str, step: Any, stream: int, shape: Sequence[int], dtype: torch.dtype | None
-    ) -> Tensor:
-        """What the noise itself answers."""
-        values: Tensor = getattr(self.noise, method)(step, stream, shape, dtype)
-        return values
-
-    def normal(
-        self, step: Any, stream: int, shape: Sequence[int], dtype: torch.dtype | None = None
-    ) -> Tensor:
-        """As `Noise.normal`."""
-        return self._ask("normal", step, stream, shape, dtype)
-
-    def uniform(
-        self, step: Any, stream: int, shape: Sequence[int], dtype: torch.dtype | None = None
-    ) -> Tensor:
-        """As `Noise.uniform`."""
-        return self._ask("uniform", step, stream, shape, dtype)
-
-    def rademacher(
-        self, step: Any, stream: int, shape: Sequence[int], dtype: torch.dtype | None = None
-    ) -> Tensor:
-        """As `Noise.rademacher`."""
-        return self._ask("rademacher", step, stream, shape, dtype)
-
-
-class _Operations(TorchDispatchMode):
-    """Counts torch's operations."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.count = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.count += 1
-        return func(*args, **(kwargs or {}))
-
-
-class _Listener(_Asking):
-    """Records each request with its step, and does not count the operations of the noise."""
-
-    def __init__(self, noise: Noise, operations: _Operations) -> None:
-        super().__init__(noise)
-        self.heard: list[tuple[int, Request]] = []
-        self.operations = operations
-
-    def _ask(
-        self, method: str, step: Any, stream: int, shape: Sequence[int], dtype: torch.dtype | None
-    ) -> Tensor:
-        self.heard.append(
-            (int(step), Request(method, int(stream), tuple(shape), dtype or self.noise.dtype))
-        )
-        before = self.operations.count
-        values = self._own(method, step, stream, shape, dtype)
-        self.operations.count = before
-        return values
-
-
-class TapedNoise(_Asking):
-    """The noise of one step: from a tape where that holds the request, else from the noise."""
-
-    def __init__(self, noise: Noise, asked: tuple[Request, ...], values: Sequence[Tensor]) -> None:
-        super().__init__(noise)
-        self.asked, self.values = asked, values
-
-    def _ask(
-        self, method: str, step: Any, stream: int, shape: Sequence[int], dtype: torch.dtype | None
-    ) -> Tensor:
-        wanted = Request(method, int(stream), tuple(shape), dtype or self.noise.dtype)
-        for request, value in zip(self.asked, self.values, strict=True):
-            if request == wanted:
-                return value
-        return self._own(method, step, stream, shape, dtype)
-
-
-def listen(solver: Any, bound: Any, state: Any, noise: Noise, step: int) -> Heard:
-    """The requests of a step to the noise, and its operations, from two steps that are dropped.
-
-    A request that is also made for another step's index, or in only one of the two steps, is left
-    to the graph. The operations are those of the second step, as the first may compute what later
-    steps reuse.
-
-    Args:
-        solver: The solver whose step it is.
-        bound: The field, bound to its conditions.
-        state: The state before the first of the two steps.
-        noise: The run's noise.
-        step: The index of that step.
-
-    Returns:
-        The requests and the number of operations.
-    """
-    heard: list[list[tuple[int, Request]]] = []
-    before = state_leaves(state)
-    for _ in range(2):
-        with _Operations() as operations:
-            listener = _Listener(noise, operations)
-            state, _ = solver.step(bound, state, listener)
-        heard.append(listener.heard)
-    own = [
-        {request for index, request in of_step if index == step + ahead}
-        for ahead, of_step in enumerate(heard)
-    ]
-    other = {
-        request
-        for ahead, of_step in enumerate(heard)
-        for index, request in of_step
-        if index != step + ahead
-    }
-    served = (own[0] & own[1]) - other
-    everything = {request for of_step in heard for _, request in of_step}
-    kept = frozenset(n for n, leaf in state_leaves(state).items() if leaf is before[n])
-    return Heard(tuple(sorted(served, key=repr)), served == everything, operations.count, kept)
-
-
-class Tape:
-    """The answers to some requests for windows of steps, by one compiled function where that pays.
-
-    Args:
-        noise: The noise of the run, for all of its chains.
-        asked: The requests, as in `Heard.asked`.
-        length: The number of steps that are read at a time.
-    """
-
-    def __init__(self, noise: Noise, asked: tuple[Request, ...], length: int) -> None:
-        self.noise, self.asked, self.length = noise, asked, length
-        size = max(
-            [len(noise.chains) * max(1, torch.Size(r.shape).numel()) for r in asked], default=1
-        )
-        self.steps = length * max(
-            1, min(1 << max(WINDOW_VALUES // (size * length), 1).bit_length() - 1, 128)
-        )
-        self._start, self._values = -1, list[Tensor]()
-        as_on_cpu = noise.chains.device.type == "cpu" and not COMPILED_NOISE
-        self._compiled = None if as_on_cpu else compiled(self._window, (asked, self.steps))
-
-    def _window(self, steps: Tensor) -> list[Tensor]:
-        return [self.noise.ahead(r.method, steps, r.stream, r.shape, r.dtype) for r in self.asked]
-
-    def _make(self, start: int) -> list[Tensor]:
-        """The values of the window that begins at this step."""
-        if self._compiled is not None:
-            at = torch.arange(start, start + self.steps, device=self.noise.chains.device)
-            values: list[Tensor] = self._compiled(at)
-            return values
-        steps = range(start, start + self.steps)
-        return [self.noise.at_once(r.method, steps, r.stream, r.shape, r.dtype) for r in self.asked]
-
-    def read(self, step: int) -> list[Tensor]:
-        """For each request its values at `[step, step + length)`, `(length, chains, *shape)`."""
-        values, at = self._window_of(step)
-        return [value[at : at + self.length] for value in values]
-
-    def read_most(self, step: int, most: int) -> tuple[list[Tensor], int]:
-        """As `read`, for as many steps as the window has, at most so many; and how many these are.
-
-        They lie in memory of their own: a graph is for tensors at the start of theirs, or for others.
-        """
-        values, at = self._window_of(step)
-        count = min(most, self.steps - at)
-        return [value[at : at + count].clone() for value in values], count
-
-    def _window_of(self, step: int) -> tuple[list[Tensor], int]:
-        """The values of the window that a step is in, and where it is there."""
-        start = step - step % self.steps
-        if self.asked and start != self._start:
-            # windows start at multiples of their length: a resumed run makes the same ones
-            self._start, self._values = start, self._make(start)
-        return self._values, step - start
-
-    def at(self, values: Sequence[Tensor], index: int) -> TapedNoise:
-        """The noise of step `index` of those whose values were read."""
-        return TapedNoise(self.noise, self.asked, [value[index] for value in values])
 
 
 @dataclass(frozen=True, eq=False)
@@ -511,7 +272,7 @@ class Captured:
         loop, x = self.loop, moment.state.x
         heard = listen(loop.solver, loop.field, moment.state, loop.noise, moment.step)
         tape = Tape(loop.noise, heard.asked, CALL)
-        native = type(_native(loop.field))
+        native = type(native_of(loop.field))
         kind = compiled_for(loop.solver, moment.state)
         key = (kind, native, x.shape[1:], x.dtype, heard.asked, heard.kept)
         run = _Loop(on_data(loop.solver, x.device), loop.field, tape, heard.kept).run
@@ -547,7 +308,7 @@ class Captured:
         kind_at = _of_one_kind if ahead is None else ahead(moment.state)
         heard = listen(loop.solver, loop.field, moment.state, loop.noise, moment.step)
         tape = Tape(loop.noise, heard.asked, 1 if ahead is not None else _length(heard, x.numel()))
-        native = type(_native(loop.field))
+        native = type(native_of(loop.field))
         functions, first = {}, loop.schedule.warmup
         options = CPU_OPTIONS if x.device.type == "cpu" else None
         whole = on_data(loop.solver, x.device), compiled_for(loop.solver, moment.state)
@@ -686,11 +447,6 @@ def _moved(
     )
 
 
-def _native(field: Any) -> Any:
-    """The field beneath a bound one."""
-    return getattr(field, "native", field)
-
-
 def _of_one_kind(step: int) -> Hashable:
     return None
 
@@ -718,89 +474,3 @@ def _common(kinds: Iterable[Hashable]) -> list[Hashable]:
     common = seen.most_common(KINDS)
     covered = sum(n for _, n in common)
     return [kind for kind, _ in common] if covered >= COVERED * seen.total() else []
-
-
-@dataclass(frozen=True, eq=False)
-class CompiledParts:
-    """Compiles the parts of the steps of a run (`scoretk.core.compiling.PartCompiler`).
-
-    Each part has one function for each shape of an event and each setting, whatever the number of
-    rows: fewer than `chains` are filled up with copies of the last. Floats are passed as tensors,
-    so that one function serves all their values.
-
-    Args:
-        field: The run's field.
-        chains: The number of chains, and so of rows of a full batch.
-        made: The functions made so far, by part and setting.
-    """
-
-    field: Any
-    chains: int
-    made: dict[Hashable, Callable[..., Any]] = field(default_factory=dict, repr=False)
-
-    def serves(self, field: Any) -> bool:
-        """Whether the field is that of the run, be it for some of the rows only."""
-        return _native(field) is _native(self.field)
-
-    def call(self, function: Callable[..., T], field: Any, *rows: Any, **same: Any) -> T:
-        """As `scoretk.core.compiling.part`."""
-        rows, same = (_mapped(_as_data, value) for value in (rows, same))
-        n = next(len(v) for v in _leaves(rows) if isinstance(v, Tensor) and v.ndim)
-        fewer = 0 < n < self.chains
-        if fewer:
-            rows, cond = (_mapped(self._filled, value) for value in (rows, field.cond))
-            field = replace(field, cond=cond)
-        settings = tuple(map(_setting, _leaves((rows, same))))
-        key = (function, type(_native(field)), tuple(same), settings)
-        if key not in self.made:
-            self.made[key] = compiled(function, key[1:])
-        answer: T = self.made[key](field, *rows, **same)
-        return _mapped(lambda v: v[:n] if v.ndim else v, answer) if fewer else answer
-
-    def iterate(
-        self, body: Callable[..., T], field: Any, carry: T, times: int, *rows: Any, **same: Any
-    ) -> T:
-        """As `scoretk.core.compiling.iterate`, in functions of `UNROLLED` repetitions and of one."""
-        while times:
-            n = UNROLLED if times >= UNROLLED else 1
-            carry = self.call(_repeated, field, carry, *rows, body=body, times=n, **same)
-            times -= n
-        return carry
-
-    def _filled(self, value: Any) -> Any:
-        if not isinstance(value, Tensor) or not value.ndim:
-            return value
-        return torch.cat([value, value[-1:].expand(self.chains - len(value), *value.shape[1:])])
-
-
-def _repeated(
-    field: Any, carry: T, *rows: Any, body: Callable[..., T], times: int, **same: Any
-) -> T:
-    for _ in range(times):
-        carry = body(field, carry, *rows, **same)
-    return carry
-
-
-def _as_data(value: Any) -> Any:
-    return torch.tensor(value, dtype=torch.float64) if isinstance(value, float) else value
-
-
-def _setting(value: Any) -> Hashable:
-    """What a function is compiled for: a tensor's shape, dtype and device; other values as such."""
-    return (value.shape, value.dtype, value.device) if isinstance(value, Tensor) else value
-
-
-def _leaves(nest: Any) -> list[Any]:
-    if isinstance(nest, dict):
-        nest = tuple(nest.values())
-    return [leaf for v in nest for leaf in _leaves(v)] if isinstance(nest, tuple) else [nest]
-
-
-def _mapped(function: Callable[[Any], Any], nest: Any) -> Any:
-    """Nested tuples and dicts with the function applied to each leaf."""
-    if isinstance(nest, dict):
-        return {name: _mapped(function, value) for name, value in nest.items()}
-    if not isinstance(nest, tuple):
-        return function(nest)
-    values = (_mapped(function, value) for value in nest)
-    return type(nest)(*values) if hasattr(nest, "_fields") else tuple(values)

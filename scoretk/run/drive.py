@@ -23,8 +23,9 @@ from torch.utils.checkpoint import checkpoint as recomputed
 from scoretk.core.anatomy import left_as_found
 from scoretk.core.compiling import PartCompiler, parts_compiled_by
 from scoretk.errors import ChainFailure, Status
-from scoretk.run.capture import CALL, Captured, CompiledParts, Engine
+from scoretk.run.capture import CALL, Captured, Engine
 from scoretk.run.moment import Loop, Moment, failures, is_free, looked_at, outcome
+from scoretk.run.parts import CompiledParts
 from scoretk.run.schedule import Schedule
 from scoretk.run.settle import AtOnce, AtTheEnd, Made, Now, Watching, make_step, settled
 from scoretk.solvers.base import traits
