@@ -1,6 +1,10 @@
 """The conformance kit: right models pass every law, and each law catches the wrong model made for it."""
 
+import ast
+import random
+import traceback
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +19,8 @@ from scoretk.conformance import (
     NotApplicable,
     Violation,
     check_model,
+    kit,
+    laws,
     parametrize_with_checks,
 )
 from scoretk.conformance.kit import Check
@@ -476,6 +482,268 @@ def test_the_plain_models_that_were_made_wrong_are_right():
 
 def test_every_law_has_a_wrong_model():
     assert {param.values[0] for param in WRONG} == set(BY_NAME)
+
+
+# --- each method in turn, each way wrong -------------------------------------------------------------------------
+
+
+def _drawn(draw):
+    def spoil(answer, x, *t):
+        draw()
+        return answer
+
+    return spoil
+
+
+def _changed(which):
+    def spoil(answer, x, *t):
+        (x, *t)[which].mul_(0.5)
+        return answer
+
+    return spoil
+
+
+def _where(wrong):
+    """An answer that is off where the points, or the times, are of this kind."""
+    return lambda answer, x, *t: answer * 1.01 + 0.01 if wrong(x, *t) else answer
+
+
+def _at(end):
+    return lambda answer, x, t: answer / 0 if not torch.is_tensor(t) and t == end else answer
+
+
+class _Counted:
+    calls = 0
+
+    def __call__(self, answer, x, *t):
+        self.calls += 1
+        return answer + 1e-6 * self.calls
+
+
+SPOILS = {
+    "shapes": {
+        "each row twice": lambda answer, x, *t: answer.repeat_interleave(2, 0),
+        "in float64": lambda answer, x, *t: answer.double() if x.dtype == torch.float32 else answer,
+        "on another device": lambda answer, x, *t: answer.to("meta"),
+        "an array": lambda answer, x, *t: answer.detach().numpy(),
+    },
+    "finite": {"nowhere": lambda answer, x, *t: answer / 0 * 0},
+    "repeatable": {"by the call": _Counted()},
+    "alone": {"the batch's mean": lambda answer, x, *t: answer + 0.01 * x.mean()},
+    "permuted": {
+        "by position": lambda answer, x, *t: (answer.movedim(0, -1) + torch.arange(len(x))).movedim(
+            -1, 0
+        )
+    },
+    "unmutated": {"x": _changed(0), "t": _changed(1)},
+    "quiet": {
+        "torch's": _drawn(lambda: torch.rand(1)),
+        "NumPy's": _drawn(np.random.rand),
+        "Python's": _drawn(random.random),
+    },
+    "empty": {
+        "a row": lambda answer, x, *t: answer if len(x) else answer.new_zeros(1, *answer.shape[1:])
+    },
+    "noncontiguous": {
+        "strided": _where(lambda x, *t: x.stride(-1) == 2),
+        "turned": _where(lambda x, *t: len(x) > 1 and x.stride() == (1, len(x))),
+        "expanded": _where(lambda x, *t: len(x) > 1 and x.stride(0) == 0),
+    },
+    "scalar_time": {
+        "a number": _where(lambda x, t: not torch.is_tensor(t)),
+        "a 0-d tensor": _where(lambda x, t: torch.is_tensor(t) and t.ndim == 0),
+        "the first time": lambda answer, x, t: (
+            answer + t[:1, None].to(x) if torch.is_tensor(t) and t.ndim else answer
+        ),
+    },
+    "ends": {"noise": _at(0.0), "data": _at(1.0)},
+    "conversions": {"by a twentieth": lambda answer, x, *t: 1.05 * answer},
+}
+"""Ways to be wrong in a method's answer, by the law that sees them and a name."""
+STATIC, IN_TIME = ("energy", "score", "log_prob", "decode"), ("velocity", "score", "denoise")
+OF_TIME = ("scalar_time", "ends", "conversions")
+
+
+def spoilt(cls, name, spoil):
+    """A plain model of which one method's answers are spoilt."""
+
+    def method(self, x, *t):
+        with torch.no_grad():
+            before = x.clone(), *(s.clone() if torch.is_tensor(s) else s for s in t)
+            return spoil(getattr(cls, name)(self, *before), x, *t)
+
+    return type("Spoilt", (cls,), {name: method})()
+
+
+def _spoilt_models():
+    """All but a static one that changes t, and what is singular at the data."""
+    for law, ways in SPOILS.items():
+        for cls, names in ((Static, STATIC), (Exact, IN_TIME)):
+            for name in names if cls is Exact or law not in OF_TIME else ():
+                for way, spoil in ways.items():
+                    if (cls, way) != (Static, "t") and (way != "data" or name == "denoise"):
+                        yield law, name, way, spoilt(cls, name, spoil)
+
+
+def _violation(law, model):
+    with pytest.raises(Violation) as caught:
+        BY_NAME[law](model)
+    return caught
+
+
+@pytest.mark.usefixtures("fewer_cases")
+@pytest.mark.parametrize("law", SPOILS)
+def test_a_law_sees_what_is_wrong_in_each_method(law):
+    for of, name, way, model in _spoilt_models():
+        if of == law:
+            found = str(_violation(law, model).value)
+            assert name in found or law == "conversions", (name, way, found)
+
+
+def _tripped(error, told):
+    """The lines of a file that were on the way to an error."""
+    while error is not None:
+        for frame, line in traceback.walk_tb(error.__traceback__):
+            if frame.f_code.co_filename == told:
+                yield line
+        error = error.__cause__
+
+
+def demands(file):
+    """The lines of each demand of a file of laws."""
+    tree = ast.parse(Path(file).read_text())
+    return [
+        range(n.lineno, n.end_lineno + 1)
+        for n in ast.walk(tree)
+        if isinstance(n, ast.Call) and getattr(n.func, "id", "") in ("demand", "close")
+    ]
+
+
+class NotThere(Static):
+    """It claims what it does not offer."""
+
+
+class StillOfAnotherShape(Exact):
+    def at(self, t):
+        return stk.Score(lambda x: -x, (3,))
+
+
+class BaseDrawsOneMore(Exact):
+    class base:
+        event_shape = (2,)
+
+        def draw(n, noise):
+            return torch.zeros(n + 1, 2)
+
+
+class DrawsNaN(Static):
+    def draw(self, n, noise):
+        return torch.full((n, 2), torch.nan)
+
+
+@pytest.mark.usefixtures("fewer_cases")
+def test_every_demand_of_every_law_is_made_of_a_wrong_model():
+    wrong = [(law, model) for law, _, _, model in _spoilt_models()]
+    wrong += [param.values[:2] for param in WRONG]
+    wrong += [("held_time", StillOfAnotherShape()), ("start", BaseDrawsOneMore())]
+    wrong += [("draws", DrawsNaN())]
+    lines = set()
+    for law, model in wrong:
+        lines |= {*_tripped(_violation(law, model).value, laws.__file__)}
+    with pytest.raises(Violation) as claimed:
+        BY_NAME["claimed"].hold(NotThere(), frozenset({"velocity"}))
+    lines |= {*_tripped(claimed.value, laws.__file__)}
+    unmet = [d.start for d in demands(laws.__file__) if not lines & {*d}]
+    assert not unmet
+
+
+class Labelled:
+    """Its condition says where its mean is."""
+
+    event_shape = (2,)
+
+    def energy(self, x, label):
+        return quadratic(x - label[:, None])
+
+    def score(self, x, label):
+        return label[:, None] - x
+
+
+WAYS = {
+    "check_model": lambda model, cond: [r.status for r in kit.check_model(model, cond=cond)][1:],
+    "a check that is called": lambda model, cond: [_status(c, model, cond) for c in CHECKS],
+    "result": lambda model, cond: [
+        c.result(model, frozenset({"energy", "score"}), cond).status for c in CHECKS
+    ],
+    "parametrize": lambda model, cond: [
+        _status(p.values[1], p.values[0])
+        for p in parametrize_with_checks([model], cond).mark.args[1]
+    ],
+}
+
+
+def _status(check, *given):
+    try:
+        check(*given)
+    except NotApplicable:
+        return "skipped"
+    except Violation:
+        return "failed"
+    return "passed"
+
+
+@pytest.mark.usefixtures("fewer_cases")
+@pytest.mark.parametrize("way", WAYS)
+def test_conditions_reach_the_laws_whichever_way_they_are_asked(way):
+    statuses = WAYS[way](Labelled(), {"label": torch.arange(5.0)})
+    assert len(statuses) == len(CHECKS)
+    assert "failed" not in statuses
+    assert "passed" in statuses
+
+
+class Held(nn.Module):
+    """Widths of a Gaussian that are held in some way, beside an entry that is a whole number."""
+
+    def __init__(self, kind):
+        super().__init__()
+        width = torch.tensor([1.3, 0.7])
+        if kind == "parameter":
+            self.width = nn.Parameter(width)
+        elif kind == "buffer":
+            self.register_buffer("width", width)
+        else:
+            self.register_parameter("none", None)
+            self.inner = Held(kind.removeprefix("inner "))
+        self.register_buffer("number", torch.ones((), dtype=torch.int64))
+
+    def forward(self, x):
+        width = self.width if hasattr(self, "width") else self.inner.width
+        return (x @ torch.diag(width * self.number)).square().sum(1) / 2
+
+
+@pytest.mark.usefixtures("fewer_cases")
+@pytest.mark.parametrize("kind", ["parameter", "buffer", "inner parameter", "inner buffer"])
+def test_half_a_percent_of_a_slope_is_seen_wherever_the_weights_are_held(kind):
+    net = Held(kind)
+    held = {name: (t, t.data_ptr(), t.dtype) for name, t in net.state_dict(keep_vars=True).items()}
+
+    class Off:
+        event_shape = (2,)
+        model = net
+
+        def energy(self, x):
+            return net(x)
+
+        def score(self, x):
+            with torch.enable_grad():
+                y = x.detach().requires_grad_()
+                return -1.005 * torch.autograd.grad(net(y).sum(), y)[0]
+
+    assert "along a unit vector" in str(_violation("gradient", Off()).value)
+    left = net.state_dict(keep_vars=True)
+    for name, (tensor, place, dtype) in held.items():
+        assert left[name] is tensor
+        assert (tensor.data_ptr(), tensor.dtype) == (place, dtype)
 
 
 @pytest.mark.thorough

@@ -1,6 +1,8 @@
 """Whatever a plugin does as it is imported or built, the caller's process and its output are as they were."""
 
+import io
 import json
+import logging
 import os
 import random
 import signal
@@ -100,8 +102,6 @@ def state():
 
 
 def logging_root():
-    import logging
-
     return logging.getLogger()
 
 
@@ -170,6 +170,196 @@ def test_without_containment_each_would_be_seen(site, monkeypatch, capfd):
             exec(code, {})
             after = state()
         assert after != before, what
+
+
+def _of(owner, name, *others):
+    """How an attribute is read, how it is set, and other values of it."""
+    return lambda: getattr(owner, name), lambda value: setattr(owner, name, value), others
+
+
+def _in_place(held, *others):
+    """As `_of`, for the entries of a list."""
+    return lambda: list(held), lambda value: held.__setitem__(slice(None), value), others
+
+
+def _entry(name, *others):
+    """As `_of`, for an entry of the environment, None where it is not there."""
+
+    def put(value):
+        os.environ.pop(name, None) if value is None else os.environ.update({name: value})
+
+    return lambda: os.environ.get(name), put, others
+
+
+def _handler(number):
+    return lambda: signal.getsignal(number), lambda f: signal.signal(number, f), (signal.SIG_IGN,)
+
+
+def _noise_of(seed, state, put):
+    """As `_of`, for a generator's state, after another seed and one number on."""
+
+    def other(how):
+        before = state()
+        how()
+        made, _ = state(), put(before)
+        return made
+
+    return state, put, [other(how) for how in seed]
+
+
+def _numpys():
+    name, key, *rest = np.random.get_state()
+    return name, tuple(key.tolist()), *rest
+
+
+def _torchs():
+    return tuple(torch.get_rng_state().tolist())
+
+
+def _with_warnings(value):
+    warnings.filters[:] = value
+
+
+def _default_device(value):
+    torch.set_default_device(None if value == torch.device("cpu") else value)
+
+
+def _deterministic(value):
+    torch.use_deterministic_algorithms(value[0], warn_only=value[1])
+
+
+def _each_alone():
+    """By name, of each piece of this process that a plugin must leave alone: how it is read and put, and others of it."""
+    root, backends, printing = logging_root(), torch.backends, torch._tensor_str.PRINT_OPTS
+    yield (
+        "random",
+        _noise_of((lambda: random.seed(3), random.random), random.getstate, random.setstate),
+    )
+    yield (
+        "numpy.random",
+        _noise_of((lambda: np.random.seed(3), np.random.rand), _numpys, np.random.set_state),
+    )
+    yield (
+        "torch's generator",
+        _noise_of(
+            (lambda: torch.manual_seed(3), lambda: torch.rand(1)),
+            _torchs,
+            lambda s: torch.set_rng_state(torch.tensor(s, dtype=torch.uint8)),
+        ),
+    )
+    yield (
+        "warnings.filters",
+        (lambda: list(warnings.filters), _with_warnings, ([], [warnings.filters[0]])),
+    )
+    yield "warnings.showwarning", _of(warnings, "showwarning", print)
+    yield "the root logger's handlers", _in_place(root.handlers, [logging.NullHandler()])
+    yield "the root logger's level", (lambda: root.level, root.setLevel, (10, 40))
+    yield "logging.disable", (lambda: root.manager.disable, logging.disable, (50,))
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        yield number.name, _handler(number)
+    yield "an entry of the environment", _entry("HOME", "/", None)
+    yield "a new entry of the environment", _entry("SCORETK_X", "1", "")
+    yield "the folder", (os.getcwd, os.chdir, ("/",))
+    for name, other in {
+        "stdin": None,
+        "stderr": io.StringIO(),
+        "excepthook": print,
+        "displayhook": print,
+        "dont_write_bytecode": not sys.dont_write_bytecode,
+    }.items():
+        yield f"sys.{name}", _of(sys, name, other)
+    yield "sys.argv", _in_place(sys.argv, ["x"], [])
+    yield "sys.path", _in_place(sys.path, sys.path[1:], sys.path[::-1])
+    yield "the recursion limit", (sys.getrecursionlimit, sys.setrecursionlimit, (5000,))
+    yield (
+        "numpy's errors",
+        (np.geterr, lambda e: np.seterr(**e), (dict.fromkeys(np.geterr(), "raise"),)),
+    )
+    yield (
+        "numpy's printing",
+        (
+            np.get_printoptions,
+            lambda o: np.set_printoptions(**o),
+            (np.get_printoptions() | {"precision": 2},),
+        ),
+    )
+    yield "gradients", (torch.is_grad_enabled, torch.set_grad_enabled, (False,))
+    yield "the default dtype", (torch.get_default_dtype, torch.set_default_dtype, (torch.float64,))
+    yield "the default device", (torch.get_default_device, _default_device, (torch.device("meta"),))
+    yield "threads", (torch.get_num_threads, torch.set_num_threads, (3,))
+    yield (
+        "determinism",
+        (
+            lambda: (
+                torch.are_deterministic_algorithms_enabled(),
+                torch.is_deterministic_algorithms_warn_only_enabled(),
+            ),
+            _deterministic,
+            ((True, True), (True, False)),
+        ),
+    )
+    yield (
+        "products of matrices",
+        (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, ("medium",)),
+    )
+    yield (
+        "numbers that are flushed",
+        (lambda: float(torch.tensor(1e-40) * 1) == 0, torch.set_flush_denormal, (True,)),
+    )
+    yield "anomalies", (torch.is_anomaly_enabled, torch.autograd.set_detect_anomaly, (True,))
+    yield "repeated warnings", (torch.is_warn_always_enabled, torch.set_warn_always, (True,))
+    for part, name in (
+        (backends.cudnn, "benchmark"),
+        (backends.cudnn, "deterministic"),
+        (backends.cudnn, "enabled"),
+        (backends.mkldnn, "enabled"),
+    ):
+        yield f"{part.__name__}.{name}", _of(part, name, not getattr(part, name))
+    for name in ("precision", "threshold", "edgeitems", "linewidth"):
+        yield f"torch's printing, {name}", _of(printing, name, getattr(printing, name) + 1)
+
+
+ALONE = dict(_each_alone())
+
+
+@pytest.mark.parametrize("what", ALONE)
+def test_each_piece_of_the_process_is_put_back_alone(what):
+    """From what it is to others, and from others, where a user has set them, to what it was."""
+    read, put, others = ALONE[what]
+    usual = read()
+    try:
+        for before, after in [p for other in others for p in ((usual, other), (other, usual))]:
+            put(before)
+            with contained():
+                put(after)
+                assert read() == after
+            assert [what, read()] == [what, before]
+    finally:
+        put(usual)
+
+
+class Finder:
+    """A finder of modules that finds none."""
+
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        return None
+
+
+@pytest.mark.parametrize("place", [0, 1, -1])
+def test_finders_of_modules_are_those_that_were_there_and_the_plugins(place):
+    before = list(sys.meta_path)
+    own = Finder()
+    try:
+        with contained():
+            sys.meta_path.insert(place if place >= 0 else len(sys.meta_path), own)
+            there = [f for f in sys.meta_path if f in before or f is own]
+        assert sys.meta_path == there
+        with contained():
+            sys.meta_path[:] = [f for f in sys.meta_path if f in before]
+        assert sys.meta_path == before
+    finally:
+        sys.meta_path[:] = before
 
 
 def test_a_plugin_that_fails_or_loads_another_leaves_it_as_it_was_too(site):

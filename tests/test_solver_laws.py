@@ -1,7 +1,11 @@
 """`check_solver`: this package's solvers obey the laws, and each law catches the wrong solver that it is there for."""
 
+import ast
 import json
+import traceback
 from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import SimpleNamespace
 from typing import ClassVar, NamedTuple
 
 import pytest
@@ -9,8 +13,15 @@ import torch
 
 import scoretk as stk
 from scoretk.cli import main
-from scoretk.conformance import SOLVER_CHECKS, check_solver, parametrize_with_solver_checks
+from scoretk.conformance import (
+    SOLVER_CHECKS,
+    Violation,
+    check_solver,
+    parametrize_with_solver_checks,
+    solver_laws,
+)
 from scoretk.core.streams import Stream
+from scoretk.plugins.solvers import SOLVER_PROTOCOL
 from scoretk.run import settle
 from scoretk.solvers import EXAMPLES
 from scoretk.solvers.parts.metropolis import metropolis
@@ -236,6 +247,152 @@ def test_each_law_catches_its_wrong_solvers(law, solver):
     result = CHECKS[law].result(solver)
     assert result.status == "failed"
     assert result.detail
+
+
+SAID_WRONGLY = {
+    "needs": ({"energy"}, ("energy",), "energy", frozenset(), frozenset({"energy", "gradient"})),
+    "timed": ("no", 2),
+    "capturable": (None, 1, "yes"),
+    "init_cost": (None, 1, {"log_prob": 1}, {"energy": -1}, {"energy": 1.0}, {"energy": True}),
+    "step_cost": (None, 1, {"log_prob": 1}, {"energy": -1}, {"energy": 1.0}, {"energy": True}),
+    "exact": ("yes", 1),
+    "temperature": (0.0, -1.0),
+    "varying": (("log_prob",), ("energy", "x")),
+}
+"""By attribute, values that say nothing that can be true of a solver."""
+SAID_RIGHTLY = {
+    "needs": (frozenset({"energy", "score"}), frozenset({"velocity"})),
+    "timed": (True, None),
+    "capturable": (False,),
+    "init_cost": ({}, {"gibbs": 0, "energy": 2}),
+    "step_cost": ({}, {"denoise": 1, "velocity": 2, "score": 0}),
+    "exact": (False,),
+    "temperature": (1e-3, 2.0),
+    "varying": ((), ("score", "energy")),
+}
+
+
+def _saying(name, value):
+    return type("Saying", (Walk,), {name: value})()
+
+
+@pytest.mark.parametrize("name", SAID_WRONGLY)
+def test_whatever_a_solver_says_of_itself_is_held_to_what_can_be_said(name):
+    for value in SAID_WRONGLY[name]:
+        with pytest.raises(Violation, match=f"^{name}: "):
+            solver_laws.protocol(_saying(name, value))
+    for value in SAID_RIGHTLY[name]:
+        solver_laws.protocol(_saying(name, value))
+
+
+@pytest.mark.parametrize("name", SOLVER_PROTOCOL)
+def test_whatever_every_solver_has_is_asked_for(name):
+    def lacking(self):
+        raise AttributeError(name)
+
+    with pytest.raises(Violation, match=f"^it has no {name}$"):
+        solver_laws.protocol(_saying(name, property(lacking)))
+
+
+class Reports(Walk):
+    reports: ClassVar = ("accept", "energy")
+
+
+class HalfFail(Walk):
+    """A chain in seven fails where all others are exact, and says so."""
+
+    def step(self, field, state, noise):
+        new, info = super().step(field, state, noise)
+        failed = noise.chains % 7 == 0
+        status = torch.where(failed, int(stk.Status.NONFINITE), int(stk.Status.OK))
+        return new, info | {"status": status}
+
+
+class StatOfTheBatch(Walk):
+    def step(self, field, state, noise):
+        new, info = super().step(field, state, noise)
+        return new, {"accept": info["accept"].mean().expand(len(new.x)).clone()}
+
+
+class NoX(Walk):
+    def init(self, field, x, noise):
+        return Named(super().init(field, x, noise))
+
+
+class Named(NamedTuple):
+    walk: WalkState
+
+
+class HalfEvent(Walk):
+    def init(self, field, x, noise):
+        return super().init(field, x, noise)._replace(x=x[:, :1])
+
+
+class PlainTuple(Walk):
+    def init(self, field, x, noise):
+        return tuple(super().init(field, x, noise))
+
+
+class NumberInState(Walk):
+    def init(self, field, x, noise):
+        return super().init(field, x, noise)._replace(step=0)
+
+
+class SharedUnsaid(Walk):
+    def init(self, field, x, noise):
+        return super().init(field, x, noise)._replace(energy=torch.zeros(3))
+
+
+class NoneForInfo(Walk):
+    def step(self, field, state, noise):
+        return super().step(field, state, noise)[0], None
+
+
+class ForeseesAnother(Foresees):
+    """The same kind of step each time, which is not the one that is made."""
+
+    def capturable_ahead(self, state):
+        return lambda step: Walk(0.5 * self.size)
+
+
+BESIDE = {
+    "tensors": (NoX(), HalfEvent(), PlainTuple(), NumberInState(), SharedUnsaid(), NoneForInfo()),
+    "batched": (StatOfTheBatch(),),
+    "counted": (Reports(),),
+    "foreseen": (ForeseesAnother(),),
+    "invariant": (HalfFail(),),
+}
+"""Further wrong solvers, by the law whose other demands they break."""
+
+
+def _demands():
+    """The lines of each demand of the laws, of what every law asks and says."""
+    tree = ast.parse(Path(solver_laws.__file__).read_text())
+    return [
+        range(n.lineno, n.end_lineno + 1)
+        for n in ast.walk(tree)
+        if isinstance(n, ast.Call) and getattr(n.func, "id", "") == "demand"
+    ]
+
+
+def _tripped(law, solver):
+    """The lines of the laws that were on the way to a wrong solver's violation."""
+    with torch.random.fork_rng(), pytest.raises(Violation) as caught:
+        CHECKS[law].run(solver)
+    walked = traceback.walk_tb(caught.value.__traceback__)
+    return {n for f, n in walked if f.f_code.co_filename == solver_laws.__file__}
+
+
+def test_every_demand_of_every_law_is_made_of_a_wrong_solver(monkeypatch):
+    wrong = [(law, s) for some in (WRONG, BESIDE) for law in some for s in some[law]]
+    wrong += [("protocol", _saying(n, v)) for n, values in SAID_WRONGLY.items() for v in values]
+    wrong += [("protocol", _saying("init", property(lambda self: getattr(self, "there is none"))))]
+    lines = set().union(*(_tripped(law, solver) for law, solver in wrong))
+    lost = SimpleNamespace(final=torch.full((2, 2), torch.nan))  # no kernel's chain ends there
+    monkeypatch.setattr(solver_laws, "_run", lambda *given, **options: lost)
+    lines |= _tripped("flagged", Walk())
+    unmet = [d.start for d in _demands() if not lines & {*d}]
+    assert not unmet
 
 
 BROKEN_ANSWERS = {
