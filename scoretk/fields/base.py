@@ -9,6 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from scoretk.core.arguments import event_shape as as_event_shape
 from scoretk.core.arguments import numbers, positive
 from scoretk.core.devices import on
 from scoretk.core.rows import row_sum
@@ -57,6 +58,7 @@ class NormalBase:
     provides = frozenset({"energy", "score", "log_prob", "draw"})
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "event_shape", as_event_shape(self.event_shape))
         positive("std", self.std)
 
     @drawn
