@@ -21,7 +21,7 @@ from scoretk.fields.conditions import own
 from scoretk.fields.convert import PREDICTIONS, convert
 from scoretk.fields.derivatives import check_derivative, check_no_steps, value_and_pullback
 from scoretk.fields.discrete import Discrete
-from scoretk.fields.freelaws import free_law, support_of, unvalidated
+from scoretk.fields.freelaws import free_law, log_density, support_of, unvalidated
 from scoretk.fields.gradient import grad_energy, score_of_energy
 from scoretk.fields.paths import EDM, VE, VP, Cosine, Interpolant, Linear, SubVP, Tabulated
 from scoretk.fields.protocols import is_timed, offers
@@ -434,6 +434,7 @@ VECTORS = {
     "exponentials of normals": lambda a: td.Independent(td.LogNormal(a, 1.0), 1),
     "intervals": lambda a: td.Independent(td.Uniform(-a, a), 1),
     "factors of correlations": lambda a: td.LKJCholesky(3, a[..., 0]),
+    "matrices": lambda a: td.Wishart(a[..., 0] + 3, torch.diag_embed(a)),
 }
 
 
@@ -451,6 +452,69 @@ def test_the_law_of_several_is_that_of_each(name):
         torch.testing.assert_close(x[:, i, j], support_of(one).constrain(z[:, i, j]))
         density += free_law(unvalidated(one)).log_density(z[:, i, j])
     torch.testing.assert_close(law.log_density(z), density)
+
+
+NUMBERS = {
+    "Normal": lambda a, b: td.Normal(a - 1, b),
+    "Uniform": lambda a, b: td.Uniform(-a, b),
+    "Exponential": lambda a, b: td.Exponential(a),
+    "Gamma": td.Gamma,
+    "Chi2": lambda a, b: td.Chi2(a),
+    "InverseGamma": td.InverseGamma,
+    "Beta": td.Beta,
+    "Kumaraswamy": td.Kumaraswamy,
+    "Cauchy": lambda a, b: td.Cauchy(a - 1, b),
+    "HalfCauchy": lambda a, b: td.HalfCauchy(a),
+    "HalfNormal": lambda a, b: td.HalfNormal(a),
+    "Laplace": lambda a, b: td.Laplace(a - 1, b),
+    "Gumbel": lambda a, b: td.Gumbel(a - 1, b),
+    "LogNormal": lambda a, b: td.LogNormal(a - 1, b),
+    "Pareto": td.Pareto,
+    "GeneralizedPareto, light and heavy": lambda a, b: td.GeneralizedPareto(a, b, a - 1.2),
+    "GeneralizedPareto, exponential too": lambda a, b: td.GeneralizedPareto(
+        a, b, torch.where(a > 1.2, 0.0, a - 1.2)
+    ),
+    "StudentT": lambda a, b: td.StudentT(a + 2, a - 1, b),
+    "FisherSnedecor": lambda a, b: td.FisherSnedecor(a + 1, b + 1),
+    "Weibull": td.Weibull,
+    "VonMises": lambda a, b: td.VonMises(a - 1, b),
+    "ContinuousBernoulli": lambda a, b: td.ContinuousBernoulli(a / 3),
+    "RelaxedBernoulli": lambda a, b: td.RelaxedBernoulli(torch.tensor(0.7).double(), a / 3),
+    "an exponential, stretched": lambda a, b: td.TransformedDistribution(
+        td.Exponential(a), [td.transforms.AffineTransform(a, b)]
+    ),
+    "a mixture": lambda a, b: td.MixtureSameFamily(
+        td.Categorical(torch.stack([a, b], -1)), td.Gamma(torch.stack([a, b], -1), 1.0)
+    ),
+}
+"""Laws of one number, by two positive parameters."""
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_the_law_of_several_numbers_is_that_of_each(name):
+    """Its support, its density there and in free space, and where a number is outside, whatever its neighbours are."""
+    a, b = torch.from_numpy(np.random.default_rng(3).uniform(0.5, 2, (2, 5)))
+    many, each = NUMBERS[name](a, b), [NUMBERS[name](u, v) for u, v in zip(a, b, strict=True)]
+    law = free_law(unvalidated(td.Independent(many, 1)))
+    z = 2 * torch.from_numpy(np.random.default_rng(4).normal(size=(7, 5)))
+    x = support_of(many).constrain(z)
+    far = torch.cat([x, x + 3.0, x - 3.0])
+    told, free = log_density(unvalidated(many), far), law.log_density(z)
+    for i, one in enumerate(each):
+        torch.testing.assert_close(x[:, i], support_of(one).constrain(z[:, i]))
+        torch.testing.assert_close(told[:, i], log_density(unvalidated(one), far[:, i]))
+        inside = support_of(one).contains(far[:, i])
+        assert torch.equal(support_of(many).contains(far)[:, i], inside)
+        assert bool((told[~inside, i] == -torch.inf).all())
+        free = free - free_law(unvalidated(one)).log_density(z[:, i])
+    torch.testing.assert_close(free, torch.zeros_like(free), atol=1e-9, rtol=0)
+
+
+def test_every_law_that_is_written_for_free_points_is_asked_about():
+    asked = {type(make(torch.ones(1), torch.ones(1))) for make in NUMBERS.values()}
+    asked |= {type(make(torch.ones(3))) for make in VECTORS.values()}
+    asked |= {td.Independent, td.TransformedDistribution, td.MixtureSameFamily, object}
+    assert {kind.__name__ for kind in free_law.registry} <= {kind.__name__ for kind in asked}
 
 
 @pytest.mark.parametrize("of", [grad_energy, score_of_energy])

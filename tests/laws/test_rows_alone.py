@@ -122,6 +122,43 @@ def test_a_row_has_its_own_time_and_condition(name):
     )
 
 
+IN_STEPS = {("timesteps", "t")}
+"""Fields whose network is asked at whole steps of time alone."""
+
+
+def differentiated(ask, given, name, by):
+    """The sum of an answer's waves, the derivative of that along `by`, and what it is by two values."""
+    h = 3e-8
+    asked = {key: value.clone() for key, value in given.items()}
+    asked["x"].requires_grad_()  # slopes are differentiable where their x is
+    asked[name].requires_grad_()
+
+    def total(some):
+        own = dict(some)
+        return torch.cos(X * ask(own.pop("x"), own.pop("t"), **own)).sum()
+
+    with torch.enable_grad():
+        told = total(asked)
+        (slope,) = torch.autograd.grad(told, asked[name])
+    ends = [float(total(given | {name: given[name] + s * by})) for s in (-h, h)]
+    return float((slope * by).sum()), (ends[1] - ends[0]) / (2 * h)
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_every_answer_is_differentiable_in_all_that_it_is_asked_with(name):
+    """In x, the time (one for all, or one a row) and each condition: the derivative is that of its values."""
+    make, cond = FIELDS[name]
+    field, times = make(), TIMES + 0.013  # of a table the velocity has a bend at each of its times
+    for answer in ("denoise", "score", "velocity"):
+        for t in (times[0], times):
+            given = {"x": X, "t": t, **cond}
+            for key in given:
+                if (name, key) not in IN_STEPS:
+                    by = torch.ones_like(given[key])
+                    told, found = differentiated(getattr(field, answer), given, key, by)
+                    assert told == pytest.approx(found, rel=1e-4, abs=1e-5), (answer, key, t.ndim)
+
+
 def static():
     return stk.Energy(energy, (D,))
 
