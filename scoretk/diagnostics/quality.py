@@ -126,11 +126,15 @@ def copies(x: Tensor, train: Tensor, held_out: Tensor, quantile: float = 0.01) -
             copy.
 
     Raises:
-        InvalidArgument: For empty or non-finite samples or data, or a quantile outside [0, 1].
+        InvalidArgument: For empty or non-finite samples or data, data of another event shape, or a
+            quantile outside [0, 1].
     """
     rows = [
         sample_rows(name, v) for name, v in (("x", x), ("train", train), ("held_out", held_out))
     ]
+    for name, data in (("train", train), ("held_out", held_out)):
+        if data.shape[1:] != x.shape[1:]:
+            raise InvalidArgument(name, data, f"the event shape of x, {tuple(x.shape[1:])}")
     ours, real = (torch.cdist(r, rows[1]).amin(1) for r in (rows[0], rows[2]))
     if not 0 <= finite("quantile", quantile) <= 1:
         raise InvalidArgument("quantile", quantile, "a share in [0, 1]")

@@ -462,13 +462,10 @@ def products(u: Tensor, y: Tensor, directions: Tensor, keep: bool = False) -> Te
     """
 
     def pulled(e: Tensor, together: bool) -> Tensor:
-        how = {
-            "is_grads_batched": together,
-            "create_graph": keep,
-            "allow_unused": True,
-            "materialize_grads": True,
-        }
-        return torch.autograd.grad(u, y, e, retain_graph=True, **how)[0]
+        how = {"is_grads_batched": together, "create_graph": keep, "allow_unused": True}
+        (found,) = torch.autograd.grad(u, y, e, retain_graph=True, **how)
+        # torch's own zeros of a u without y in its graph lack the axis of the directions
+        return torch.zeros_like(e, dtype=y.dtype) if found is None else found
 
     try:
         return torch.cat([pulled(part, True) for part in directions.split(ABREAST)])

@@ -1,0 +1,409 @@
+"""Limits of what is asked: numbers that are searched for, ends that a path sets, weights that say nothing, chains that failed,
+two things of which either may be the odd one, things that hold themselves, small rows, what does not depend on a part.
+"""
+
+import copy
+import dataclasses
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import distributions as td
+
+import scoretk as stk
+from scoretk import diagnostics, learn
+from scoretk.diagnostics import summary
+from scoretk.diagnostics.verdict import Sampler
+from scoretk.fields.alike import alike
+from scoretk.fields.fingerprint import FLOOR, same
+from scoretk.inference import beginning, likelihood, partition
+from tests.laws.test_fields import ALL_PATHS
+from tests.recorded import randn
+
+# --- what is searched for is found -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", ALL_PATHS, ids=repr)
+def test_the_time_of_a_level_has_all_digits(path):
+    """Near both ends too: the level of the time that is found is the one that was asked for."""
+    t = torch.linspace(0.002, 0.998, 499, dtype=torch.float64)
+    level = path.log_snr(t)
+    torch.testing.assert_close(path.log_snr(path.t(level)), level, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        torch.stack([path.t(v) for v in level[::50]]), path.t(level)[::50], rtol=0, atol=0
+    )
+
+
+@pytest.mark.parametrize("overlap", [0.01, 0.3, 0.5, 0.9])
+@pytest.mark.parametrize("dim", [5, 64, 3072, 10**6])
+def test_the_ratio_of_levels_has_the_overlap_that_was_asked_for(dim, overlap):
+    assert stk.ncsnv2_overlap(stk.ncsnv2_ratio(dim, overlap), dim) == pytest.approx(
+        overlap, rel=1e-9
+    )
+
+
+# --- ends that a path sets ---------------------------------------------------------------------------------------
+
+BOUNDED = {
+    "VE": stk.VE(0.05, 5.0),
+    "EDM": stk.EDM(0.05, 5.0, 3.0),
+    "table": stk.Tabulated(torch.tensor([0.9, 0.5, 0.1], dtype=torch.float64)),
+    "VP": stk.VP(),
+    "linear": stk.Linear(),
+}
+
+
+def prior(path):
+    return stk.Diffusion(lambda x, t: torch.sin(x), (2,), path, "noise")
+
+
+def levels(path):
+    """The highest and the lowest level of a path."""
+    ends = torch.tensor([0.0, 1.0], dtype=torch.float64)
+    return (path.sigma(ends) / path.alpha(ends)).tolist()
+
+
+@pytest.mark.parametrize("name", BOUNDED)
+def test_levels_of_a_solver_are_from_the_paths_first_to_its_last(name):
+    """The first itself, and none beyond; not the last itself."""
+    field = prior(BOUNDED[name])
+    highest, lowest = levels(BOUNDED[name])
+    first, coupling = min(highest, 1e3), max(2 * lowest, 1e-3)
+
+    def run(**settings):
+        settings = {"first": first, "coupling": coupling, "sweeps": 2, "steps": 1} | settings
+        return stk.sample(field, stk.SplitGibbs(**settings), chains=2, dtype=torch.float64)
+
+    run()
+    run(coupling=lowest * (1 + 1e-6) if lowest else 1e-6)
+    refused = [{"first": highest * (1 + 1e-6)}] if math.isfinite(highest) else []
+    refused += [{"coupling": v} for v in (lowest, lowest * (1 - 1e-6)) if lowest]
+    for settings in refused:
+        with pytest.raises(stk.InvalidArgument, match=f"^{next(iter(settings))}: expected"):
+            run(**settings)
+
+
+# --- weights -----------------------------------------------------------------------------------------------------
+
+X = np.random.default_rng(0).normal(size=9)
+INDEPENDENT = Sampler("AIS(levels=4)")
+
+
+def weighted(log_weight):
+    with np.errstate(all="raise"):
+        return summary._row(X, 10, log_weight, INDEPENDENT)
+
+
+@pytest.mark.parametrize(
+    "weights", [np.full(9, -np.inf), np.zeros(9), np.full(9, 700.0), np.full((9, 1), -3.0)]
+)
+def test_weights_that_are_all_alike_are_none(weights):
+    """However large, all 0 too: nothing is known of them that could be said of one draw and not of another."""
+    found, plain = weighted(weights), weighted(None)
+    assert found == pytest.approx(plain, nan_ok=True)
+
+
+@pytest.mark.parametrize("alone", range(9))
+def test_draws_of_no_weight_are_no_draws(alone):
+    """Of nine draws those that count are left, be it one or all but one."""
+    for left in ([alone], [i for i in range(9) if i != alone]):
+        weights = np.full(9, -np.inf)
+        weights[left] = 0.3
+        found = weighted(weights)
+        rest = summary._row(X[left], 10, None, INDEPENDENT)
+        assert found == pytest.approx(rest, nan_ok=True)
+
+
+# --- chains that failed ------------------------------------------------------------------------------------------
+
+FAILED = torch.tensor([1, 4, 6])
+
+
+def quadratic(x):
+    return x.square().flatten(1).sum(1) / 2
+
+
+@pytest.fixture(scope="module")
+def runs():
+    """A run of eight chains, three of which have failed, with what these hold replaced in several ways."""
+    draws = stk.sample(
+        stk.Energy(quadratic, (2,)), stk.MALA(0.8), chains=8, steps=40, seed=3, dtype=torch.float64
+    )
+    made = []
+    for held in (0.0, 1e6, -1e6, math.nan, math.inf):
+        other = copy.deepcopy(draws)
+        other.status[FAILED] = int(stk.Status.NONFINITE)
+        other.failed_at[FAILED] = 5
+        for part in (other.x, other.final, *other.stats.values()):
+            part[FAILED] = held
+        made.append(other)
+    return made
+
+
+LOOKED = {
+    "jumps": beginning.usual_jumps,
+    "the law about them": lambda look: (
+        beginning._fitted(look).mean,
+        beginning._fitted(look).stddev,
+    ),
+    "how the energy explores": beginning._explores_slowly,
+    "how far weighted draws are": lambda look: partition._disagreement(
+        look, WEIGHTED, torch.zeros(16)
+    ),
+    "summary": lambda look: str(look.summary()),
+    "rows of a summary": lambda look: look.summary().rows,
+    "failures": lambda look: look.failures,
+    "chains that are well": lambda look: look[look.ok].x,
+}
+WEIGHTED = stk.sample(
+    stk.Energy(quadratic, (2,)),
+    stk.AIS(levels=3, kernel=stk.MALA(0.5)),
+    chains=16,
+    keep="all",
+    dtype=torch.float64,
+)
+
+
+@pytest.mark.parametrize("name", LOOKED)
+def test_what_a_failed_chain_holds_changes_nothing_that_is_said_of_the_others(name, runs):
+    first, *others = (LOOKED[name](run) for run in runs)
+    for other in others:
+        torch.testing.assert_close(told(other), told(first), equal_nan=True)
+
+
+def told(answer):
+    """An answer as tensors and texts that can be compared."""
+    if isinstance(answer, str | bool | int | float | torch.Tensor):
+        return torch.as_tensor(answer) if not isinstance(answer, str) else [*map(ord, answer)]
+    if isinstance(answer, dict):
+        return {key: told(value) for key, value in answer.items()}
+    return [told(value) for value in answer]
+
+
+# --- two things, of which either may be the odd one --------------------------------------------------------------
+
+
+def timed(n, path=None):
+    return stk.Diffusion(lambda x, t: torch.sin(x), (n,), path or stk.VP(), "noise")
+
+
+def well(n):
+    return stk.Energy(quadratic, (n,))
+
+
+def axis(n, labels=None):
+    return stk.Variable((n,), dims=("k",), coords={} if labels is None else {"k": labels})
+
+
+def of_variables(**specs):
+    return stk.Energy(lambda **v: sum(x.flatten(1).sum(1) for x in v.values()), variables=specs)
+
+
+PLAIN = of_variables(a=(2,), b=(3,))
+PAIR = {
+    "axes": lambda a, b: of_variables(u=axis(a), v=axis(b)),
+    "three axes": lambda a, b: of_variables(u=axis(a), v=axis(a), w=axis(b)),
+    "labels": lambda a, b: of_variables(u=axis(2, [0, a]), v=axis(2, [0, b])),
+    "product": lambda a, b: stk.product(well(a), well(b)),
+    "product in time": lambda a, b: stk.product(timed(a), timed(b)),
+    "bridge": lambda a, b: stk.bridge(well(a), well(b), 0.5),
+    "guided": lambda a, b: stk.guided(timed(a), 2.0, timed(b)),
+    "base": lambda a, b: stk.Velocity(lambda x, t: x, (a,), torch.zeros(4, b)),
+    "likelihood": lambda a, b: stk.posterior(well(a), well(b)),
+    "measured": lambda a, b: stk.posterior(
+        timed(a), stk.LinearGaussian(torch.eye(b), torch.ones(b), 0.5)
+    ),
+    "measured number": lambda a, b: stk.posterior(
+        timed(2), stk.LinearGaussian(torch.ones(a, 2), torch.ones(b), 0.5)
+    ),
+    "rows of conditions": lambda a, b: stk.sample(
+        stk.Energy(lambda x, u, v: quadratic(x), (2,)),
+        stk.MALA(0.1),
+        chains=a,
+        steps=1,
+        cond={"u": torch.zeros(a), "v": torch.zeros(b)},
+    ),
+    "rows of a start": lambda a, b: stk.sample(
+        PLAIN, stk.MALA(0.1), steps=1, init={"a": torch.zeros(a, 2), "b": torch.zeros(b, 3)}
+    ),
+    "samples": lambda a, b: diagnostics.mmd(randn(9, a), randn(9, b)),
+    "samples of a test": lambda a, b: diagnostics.sliced_wasserstein_test(randn(9, a), randn(9, b)),
+    "copies": lambda a, b: diagnostics.copies(randn(9, a), randn(9, b), randn(9, a)),
+    "held out": lambda a, b: diagnostics.copies(randn(9, a), randn(9, a), randn(9, b)),
+    "ranks": lambda a, b: diagnostics.sbc_ranks(randn(9, a), randn(9, 5, b)),
+    "rows of ranks": lambda a, b: diagnostics.sbc_ranks(randn(a, 2), randn(b, 5, 2)),
+    "references": lambda a, b: diagnostics.tarp_ranks(
+        randn(9, a), randn(9, 5, a), references=randn(9, b)
+    ),
+    "couplings": lambda a, b: stk.Couplings(
+        torch.zeros(a).long(), torch.ones(b).long(), torch.ones(a)
+    ),
+    "strengths": lambda a, b: stk.Couplings(
+        torch.zeros(a).long(), torch.ones(a).long(), torch.ones(b)
+    ),
+    "noise of a loss": lambda a, b: learn.flow_matching(
+        lambda x, t: x, randn(9, a), torch.ones(9), randn(9, b)
+    ),
+    "rows of a loss": lambda a, b: learn.flow_matching(
+        lambda x, t: x, randn(a, 2), torch.ones(a), randn(b, 2)
+    ),
+    "times of a loss": lambda a, b: learn.flow_matching(
+        lambda x, t: x, randn(a, 2), torch.ones(b), randn(a, 2)
+    ),
+    "ends of an interpolation": lambda a, b: stk.interpolate(randn(9, a), randn(9, b), 3),
+    "rows of an interpolation": lambda a, b: stk.interpolate(randn(a, 2), randn(b, 2), 3),
+    "weights of a mixture": lambda a, b: stk.mixture(
+        [stk.from_distribution(td.Independent(td.Normal(torch.zeros(2), 1.0), 1))] * a, [1.0] * b
+    ),
+    "constants of a mixture": lambda a, b: stk.mixture(
+        [well(2)] * a, [1.0] * a, log_partition=[0.0] * b
+    ),
+    "rows of ids": lambda a, b: stk.log_prob(
+        timed(2), randn(a, 2), rows=range(b), steps=1, method="euler"
+    ),
+    "rows of a density": lambda a, b: stk.log_prob(
+        stk.Velocity(lambda x, t, u: x, (2,)),
+        randn(a, 2),
+        cond={"u": torch.zeros(b)},
+        steps=1,
+        method="euler",
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("name", PAIR)
+def test_what_does_not_agree_is_refused_whichever_comes_first(name):
+    """And what agrees is taken, of either size."""
+    for a, b in ((2, 3), (3, 2), (3, 4), (4, 3)):
+        with pytest.raises(stk.InvalidArgument):
+            PAIR[name](a, b)
+    for n in (2, 3):
+        PAIR[name](n, n)
+
+
+# --- things that hold themselves ---------------------------------------------------------------------------------
+
+
+class Bag:
+    def __init__(self, **held):
+        vars(self).update(held)
+
+    def ask(self, x):
+        return x
+
+
+@dataclasses.dataclass(eq=False)
+class Cell:
+    value: object
+    next: object = None
+
+
+def ring(kind, value):
+    """A thing that holds itself in some way, and a value."""
+    if kind == "list":
+        made = [value]
+        made.append(made)
+    elif kind == "dictionary":
+        made = {"value": value}
+        made["self"] = made
+    elif kind == "attributes":
+        made = Bag(value=value)
+        made.me = made
+    elif kind == "dataclass":
+        made = Cell(value)
+        made.next = made
+    elif kind == "two in turn":
+        made = Cell(0, Cell(value))
+        made.next.next = made
+    elif kind == "method":
+        made = Bag(value=value)
+        made.bound = made.ask
+    else:
+        made = Bag(first=[], value=value)
+        made.first.append({"a": (made,)})
+    return made
+
+
+RINGS = ("list", "dictionary", "attributes", "dataclass", "two in turn", "method", "within")
+
+
+@pytest.mark.parametrize("kind", RINGS)
+def test_what_holds_itself_is_alike_where_all_else_of_it_is(kind):
+    one = ring(kind, torch.ones(2))
+    assert alike(one, ring(kind, torch.ones(2)))
+    assert alike(one, copy.deepcopy(one))
+    assert not alike(one, ring(kind, torch.zeros(2)))
+    assert not alike(ring(kind, torch.zeros(2)), one)
+    for other in RINGS:
+        if other != kind and {other, kind} - {"attributes", "method", "within"}:
+            assert not alike(one, ring(other, torch.ones(2)))
+
+
+def test_equal_pairs_are_looked_at_wherever_they_stand():
+    """A pair that is being compared stands for itself, not for another pair of which it is one."""
+    for a, b in itertools.permutations((1.0, 2.0)):
+        one, other = Cell(0.0), Cell(0.0)
+        one.next, other.next = [one, Cell(a)], [other, Cell(b)]
+        assert not alike(one, other)
+        one.next, other.next = [one, one], [other, Cell(0.0, [other, other])]
+        assert alike(one, one)
+
+
+# --- rows that are small -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["answers", "answers.denoise", "answers.energy", "answers.path"])
+@pytest.mark.parametrize("events", [0, 1, 2])
+def test_an_answer_is_the_same_to_rounding_of_its_own_row(name, events):
+    """The smaller row to the rounding of it; energies, which have a common constant, to that of the largest."""
+    shape, close = (2, 3, 2)[: 1 + events], 1e-4
+    stored = randn(*shape).sign() * (1 + randn(*shape, seed=1).abs())
+    stored[0] *= 1e-2
+    for row in range(2):
+        for i in np.ndindex(*shape[1:]):
+            place = (row, *i)
+            by = name != "answers.energy" and (
+                stored[place].abs()
+                if name == "answers.path" or not events
+                else stored[row].abs().max()
+            )
+            scale = float(stored.abs().max() if by is False else by)
+            allowed = close * scale + FLOOR * float(stored.abs().max())
+            for size, answer in ((0.99, True), (1.01, False)):
+                found = stored.clone()
+                found[place] += size * allowed
+                assert same(name, found, stored, close, events) is answer
+
+
+# --- what does not depend on a part ------------------------------------------------------------------------------
+
+THETA = torch.ones((), dtype=torch.float64, requires_grad=True)
+APART = {
+    "parameters": lambda x, t: THETA * torch.ones_like(x),
+    "numbers": lambda x, t: torch.ones_like(x),
+    "another row's place": lambda x, t: THETA * torch.arange(x.numel()).reshape(x.shape).to(x),
+    "the time": lambda x, t: THETA * torch.full_like(x, float(t)),
+    "nought times x": lambda x, t: 0 * x,
+}
+
+
+@pytest.mark.parametrize("apart", APART)
+@pytest.mark.parametrize("differentiable", [False, True])
+@pytest.mark.parametrize("probes", ["exact", "hutchinson", "hutch++"])
+@pytest.mark.parametrize("shape", [(), (3,), (2, 2)], ids=str)
+def test_what_does_not_depend_on_x_does_not_diverge(apart, differentiable, probes, shape):
+    x = randn(4, *shape)
+    if differentiable:
+        x.requires_grad_()
+    directions = None if probes == "exact" else randn(5, 4, *shape)
+    sketch = randn(1, 4, *shape, seed=1) if probes == "hutch++" else None
+    if sketch is not None and apart != "nought times x" and not shape:
+        return
+    u, divergence = likelihood.divergence(APART[apart], x, 0.3, directions, sketch)
+    torch.testing.assert_close(u.detach(), APART[apart](x.detach(), 0.3).detach())
+    torch.testing.assert_close(
+        divergence.detach(), torch.zeros(1 if probes == "exact" else 5, 4).double()
+    )
