@@ -384,7 +384,8 @@ def _tripped(law, solver):
 
 
 def test_every_demand_of_every_law_is_made_of_a_wrong_solver(monkeypatch):
-    wrong = [(law, s) for some in (WRONG, BESIDE) for law in some for s in some[law]]
+    few = WRONG | {"invariant": (AlwaysAccepts(), Stands())}  # others break the same demand
+    wrong = [(law, s) for some in (few, BESIDE) for law in some for s in some[law]]
     wrong += [("protocol", _saying(n, v)) for n, values in SAID_WRONGLY.items() for v in values]
     wrong += [("protocol", _saying("init", property(lambda self: getattr(self, "there is none"))))]
     lines = set().union(*(_tripped(law, solver) for law, solver in wrong))

@@ -52,29 +52,19 @@ SHAPED = {
     "Variable shape": lambda s: stk.Energy(of_mu, variables={"mu": stk.Variable(s)}),
     "variables": lambda s: stk.Energy(of_mu, variables={"mu": s}),
 }
-SHAPES = {
-    "tuple": (2,),
-    "list": [2],
-    "torch.Size": torch.Size([2]),
-    "of NumPy": (np.int64(2),),
-    "of a tensor": tuple(torch.zeros(2).shape),
-}
+SHAPES = ((2,), [2], torch.Size([2]), (np.int64(2),), range(2, 3))
 
 
-@pytest.mark.parametrize("form", SHAPES)
 @pytest.mark.parametrize("what", SHAPED)
-def test_a_shape_is_taken_in_each_form(what, form):
-    found = SHAPED[what](SHAPES[form]).event_shape
-    assert found == (2,)
-    assert type(found) is tuple
-    assert [type(n) for n in found] == [int]
-
-
-@pytest.mark.parametrize("wrong", [2, "2", (2.0,), (0,), (-2,), (True,), {2}, None])
-@pytest.mark.parametrize("what", SHAPED)
-def test_what_is_no_shape_is_refused(what, wrong):
-    with pytest.raises(stk.InvalidArgument):
-        SHAPED[what](wrong)
+def test_a_shape_is_taken_in_each_form_and_nothing_else_is(what):
+    for form in SHAPES:
+        found = SHAPED[what](form).event_shape
+        assert found == (2,), form
+        assert type(found) is tuple
+        assert [type(n) for n in found] == [int]
+    for wrong in (2, "2", (2.0,), (0,), (-2,), (True,), {2}, None):
+        with pytest.raises(stk.InvalidArgument):
+            SHAPED[what](wrong)
 
 
 # --- rows of numbers ---------------------------------------------------------------------------------------------
@@ -121,7 +111,6 @@ NUMBERS = {
     ),
     "Ladder levels": ((0.0, 0.5, 1.0), lambda v: stk.Ladder(v).levels),
     "guided interval": ((0.5, 2.0), lambda v: stk.guided(WAVE, 2.0, WAVE, interval=v).score(X, T)),
-    "field bounds": ((-1.0, 1.0, -2.0, 2.0), lambda v: _limits(plot.field(WELL, bounds=v))),
 }
 
 
@@ -266,17 +255,18 @@ def answers(field):
     cond, timed = {"label": LABEL}, is_timed(field)
     bound = resolve(field, {"velocity" if timed else "score"}, cond, timed=timed)
     asked = bound.velocity(X, T) if timed else bound.score(X)
-    solver = stk.ProbabilityFlow("euler", steps=2) if timed else stk.ULA(0.1)
-    steps = {} if timed else {"steps": 2}
+    solver = stk.ProbabilityFlow("euler", steps=1) if timed else stk.ULA(0.1)
+    steps = {} if timed else {"steps": 1}
     return asked, stk.sample(field, solver, chains=3, cond=cond, **steps).final
 
 
-@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("what", FUNCTIONS)
-def test_a_function_is_taken_in_each_form(what, form):
+def test_a_function_is_taken_in_each_form(what):
     f, make = FUNCTIONS[what]
-    for found, usual in zip(answers(make(FORMS[form](f))), answers(make(f)), strict=True):
-        assert torch.equal(found, usual)
+    usual = answers(make(f))
+    for form, change in FORMS.items():
+        for found, before in zip(answers(make(change(f))), usual, strict=True):
+            assert torch.equal(found, before), form
 
 
 # --- none is left out --------------------------------------------------------------------------------------------
