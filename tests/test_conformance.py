@@ -1,6 +1,7 @@
 """The conformance kit: right models pass every law, and each law catches the wrong model made for it."""
 
 import ast
+import dataclasses
 import random
 import traceback
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from scoretk.conformance import (
     parametrize_with_checks,
 )
 from scoretk.conformance.kit import Check
+from scoretk.conformance.subject import Case
 from scoretk.plugins import ModelSpec
 from tests.lawful import broken_laws, checked
 from tests.marks import slow_but
@@ -875,3 +877,14 @@ class CentresTheBatchPlain(CentresTheBatch, Static):
 
 def test_a_check_is_a_value():
     assert Check(BY_NAME["alone"].run) == BY_NAME["alone"]
+
+
+def test_laws_are_held_in_cases_of_all_kinds():
+    """One row and more, and of seeds, scales and times each several."""
+    seen = []
+    check = Check(lambda subject, case: seen.append(case))
+    check(GOOD["score"])
+    for field in dataclasses.fields(Case):
+        assert len({getattr(case, field.name) for case in seen}) >= 3, field.name
+    assert {case.rows for case in seen} >= {1, 2, 6}
+    assert {case.scale < 1 for case in seen} == {case.t < 0.5 for case in seen} == {True, False}

@@ -27,6 +27,17 @@ def test_grids(path):
     recorded(f"grids {path!r}", (found, grids.levels(path, ENDS[1:-1])))
 
 
+@pytest.mark.parametrize("path", ALL_PATHS, ids=lambda p: type(p).__name__)
+def test_grids_of_few_steps(path):
+    """As few as there can be, and fewer, where the ends are steps of their own."""
+    kinds = ("cosine", "edm", "karras", "log_snr", "logistic", "uniform", None)
+    for kind in kinds:
+        found = [or_error(lambda k=kind, n=n: grids.grid(k, path, n)) for n in (1, 2, 3)]
+        recorded(f"grids of few steps {path!r} {kind}", found)
+    levels = [or_error(lambda n=n: grids.table(path, (3.0, 1.0, 0.5), n)) for n in (None, 1, 2, 5)]
+    recorded(f"tables of few steps {path!r}", levels)
+
+
 GIVEN = (0.0, 0.3, 0.6, 1.0)
 
 

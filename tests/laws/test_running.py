@@ -1,5 +1,6 @@
 """What a run keeps, counts and masks, in plain numbers."""
 
+import dataclasses
 import math
 import sys
 from contextlib import nullcontext, suppress
@@ -18,7 +19,7 @@ from scoretk.core.streams import Stream
 from scoretk.errors import CheckpointError, InvalidArgument, Status
 from scoretk.fields.resolve import resolve
 from scoretk.fields.states import uniform_states
-from scoretk.models.targets.mixture import gaussian
+from scoretk.models.targets.mixture import GaussianMixture, gaussian
 from scoretk.run import batches, progress, ranks
 from scoretk.run.drive import drive
 from scoretk.run.moment import BEYOND_PATH, BEYOND_START, Loop, begin, reach_of
@@ -28,8 +29,8 @@ from scoretk.run.schedule import Schedule
 from scoretk.run.settle import settle
 from scoretk.run.state import all_finite, checked_step, finite_chains, tuned_leaves
 from scoretk.run.witness import contradiction, witness
-from scoretk.solvers import EXAMPLES
-from scoretk.solvers.base import is_grid
+from scoretk.solvers import EXAMPLES, SOLVERS
+from scoretk.solvers.base import adapts, is_grid
 
 
 @pytest.mark.parametrize("warmup", [0, 3])
@@ -532,6 +533,10 @@ def test_what_is_tuned_stays_from_the_end_of_warmup_on(warmup):
     assert torch.equal(short.x, longer.x[:, :2])
 
 
+def _required(kind):
+    return [f for f in dataclasses.fields(kind) if f.init and f.default is f.default_factory]
+
+
 class Counted:
     """An energy and its gradient, infinite beyond an edge, with the rows that each was asked for."""
 
@@ -585,6 +590,53 @@ def test_every_kernel_tells_what_it_asks(name):
     for field in fields[:1] if name in ("ais", "smc", "ula", "underdamped") else fields:
         cost = spent(field, solver)
         assert {k: n for k, n in cost.items() if n} == {k: n for k, n in field.asked.items() if n}
+
+
+TUNES = {name: kind() for name, kind in SOLVERS.items() if not _required(kind)}
+TUNES = {name: solver for name, solver in TUNES.items() if adapts(solver)}
+
+
+@pytest.mark.parametrize("name", TUNES)
+def test_a_warmup_tells_what_it_asks(name):
+    """Gradients of trials too, of every solver that tunes itself; of energies those of its own steps at least."""
+    field = CountedSpins() if "states" in TUNES[name].needs else Counted()
+    for warmup in (2, 40):
+        field.asked = dict.fromkeys(field.asked, 0)
+        draws = stk.sample(field, TUNES[name], chains=4, seed=2, steps=2, warmup=warmup)
+        assert draws.cost["score"] == field.asked["score"], warmup
+        assert 4 * (warmup + 2) <= draws.cost["energy"] <= field.asked["energy"], warmup
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_what_is_kept_is_of_one_run(name):
+    """The last draws are the last of all, and moments those of all: of chains, of grids, warmed up or not."""
+    solver = EXAMPLES[name]
+    if solver.timed is not False and solver.timed is not None:
+        field = GaussianMixture(torch.zeros(1, 2), torch.ones(1), torch.ones(1)).noised(stk.VP())
+    else:
+        field = CountedSpins() if "states" in solver.needs else gaussian(3)
+    steps = {} if is_grid(solver) else {"steps": 5, "warmup": 3 * adapts(solver)}
+    chains = getattr(solver, "island", 4)
+    dtype = None if isinstance(field, CountedSpins) else torch.float64
+    every, last, moments = (
+        stk.sample(field, solver, chains=chains, seed=2, keep=k, dtype=dtype, **steps)
+        for k in ("all", "last", "moments")
+    )
+    assert torch.equal(last.x, every.x[:, -1:])
+    for draws in (last, moments):
+        assert torch.equal(draws.final, every.final)
+        assert torch.equal(draws.status, every.status)
+        assert draws.cost == every.cost
+    x = every.x.double()
+    torch.testing.assert_close(moments.mean, x.mean(1))
+    if every.kept > 1:
+        torch.testing.assert_close(moments.var, x.var(1))
+    if every.kept > 3:
+        torch.testing.assert_close(moments.half_mean, x[:, : every.kept // 2].mean(1))
+    for name, value in every.stats.items():
+        torch.testing.assert_close(
+            moments.stats[name].double(), value.double().mean(1), equal_nan=True
+        )
 
 
 @pytest.mark.parametrize("name", [n for n, s in EXAMPLES.items() if s.timed is not False])
