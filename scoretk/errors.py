@@ -306,6 +306,12 @@ line separators.
 """
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text that says something, or its type where none does."""
+    lines = str(error).splitlines()
+    return next((line for line in lines if line.strip()), type(error).__name__)
+
+
 def _short(value: object) -> str:
     """How a message shows a value: an array by its shape, all else by the beginning of its repr."""
     try:

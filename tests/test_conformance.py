@@ -26,7 +26,8 @@ from scoretk.conformance import (
     parametrize_with_checks,
 )
 from scoretk.conformance.kit import Check
-from scoretk.conformance.subject import Case
+from scoretk.conformance.precision import COARSE, in_float64
+from scoretk.conformance.subject import Case, Subject
 from scoretk.plugins import ModelSpec
 from tests.lawful import broken_laws, checked
 from tests.marks import slow_but
@@ -888,3 +889,35 @@ def test_laws_are_held_in_cases_of_all_kinds():
         assert len({getattr(case, field.name) for case in seen}) >= 3, field.name
     assert {case.rows for case in seen} >= {1, 2, 6}
     assert {case.scale < 1 for case in seen} == {case.t < 0.5 for case in seen} == {True, False}
+
+
+def test_a_field_that_takes_no_float64_is_as_it_was_meanwhile():
+    """All of its tensors, be they many; and so they are after, whatever is raised within."""
+    with torch.random.fork_rng():
+        net = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.Linear(3, 1)).eval()
+
+    class Single:
+        event_shape = (2,)
+        model = net
+
+        def energy(self, x):
+            if x.dtype != torch.float32:
+                raise TypeError("float32 alone")
+            return net(x)[:, 0]
+
+    (subject,) = Subject.all_of(Single(), frozenset({"energy"}), {})
+    before = {name: t.clone() for name, t in net.state_dict().items()}
+
+    def asked():
+        with in_float64(subject, Case()) as (at, tolerance):
+            assert at is subject
+            assert tolerance == COARSE
+            assert all(torch.equal(t, before[name]) for name, t in net.state_dict().items())
+            assert {t.dtype for t in net.state_dict().values()} == {torch.float32, torch.int64}
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        asked()
+    for name, t in net.state_dict().items():
+        assert torch.equal(t, before[name])
+        assert t.dtype == before[name].dtype

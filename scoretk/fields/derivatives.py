@@ -32,7 +32,7 @@ from scoretk.core.anatomy import walk
 from scoretk.core.noise import Noise
 from scoretk.core.rows import across, row_dot, row_sum
 from scoretk.core.streams import Stream
-from scoretk.errors import InvalidArgument
+from scoretk.errors import InvalidArgument, first_line
 from scoretk.fields.gradient import OwnGradient
 
 __all__ = ["check_derivative", "check_no_steps", "probes", "value_and_pullback"]
@@ -236,9 +236,7 @@ def _pulled(f: Map, what: str, owner: object, hint: str) -> Callable[[Tensor, Te
         except RuntimeError as error:
             # The graph is at fault: f has just been evaluated without one.
             expected = "what torch can differentiate with respect to x"
-            raise InvalidArgument(
-                what, owner, expected, f"{str(error).splitlines()[0]} {hint}"
-            ) from error
+            raise InvalidArgument(what, owner, expected, f"{first_line(error)} {hint}") from error
 
     return pull
 

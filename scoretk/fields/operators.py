@@ -25,7 +25,7 @@ from torch.nn import functional
 from scoretk.core.arguments import counts, function, numbers, positive, tensor_like
 from scoretk.core.devices import constant_like, on, wide
 from scoretk.core.rows import row_dot, row_sum
-from scoretk.errors import InvalidArgument, ScoretkError
+from scoretk.errors import InvalidArgument, ScoretkError, first_line
 from scoretk.fields.derivatives import probes, value_and_pullback
 
 __all__ = ["Blur", "Downsample", "LinearGaussian", "Mask", "Matrix", "value_and_pullback"]
@@ -334,7 +334,7 @@ class LinearGaussian:
                 raise
             raise self._without_adjoint("Autograd sees nothing of it") from error
         except RAISED as error:
-            raise self._without_adjoint(str(error).splitlines()[0]) from error
+            raise self._without_adjoint(first_line(error)) from error
         there, here = row_dot(wide(image), wide(w)), row_dot(wide(x), wide(back))
         if not bool(((there - here).abs() <= close * row_dot(image, image).sqrt()).all()):
             raise self._without_adjoint(

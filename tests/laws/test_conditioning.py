@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import scoretk as stk
+from scoretk.errors import first_line
 from scoretk.fields.operators import Mask
 from scoretk.fields.paths import VE, VP
 from scoretk.fields.posterior import DPS, MMPS, TMPD, DiffPIR, PiGDM, Replacement
@@ -377,3 +378,39 @@ def test_what_is_measured_goes_to_the_likelihood_alone_under_a_map_too(support, 
     found = stk.posterior(prior, log_likelihood, measured="y")
     x, cond = tensor(X).abs(), {"scale": tensor([1.5, 2.5]), "y": tensor([0.3, -0.4])}
     torch.testing.assert_close(getattr(found, method)(x, **cond), getattr(whole, method)(x, **cond))
+
+
+def _failing(error):
+    def fails(*_):
+        raise error
+
+    return fails
+
+
+ERRORS = (RuntimeError, IndexError, TypeError, ValueError, AttributeError, ZeroDivisionError)
+OF_OPERATORS = {
+    "operator": lambda f: stk.LinearGaussian(f, tensor(Y), STD),
+    "adjoint": lambda f: stk.LinearGaussian(lambda x: x[:, :M], tensor(Y), STD, adjoint=f),
+}
+
+
+@pytest.mark.parametrize("text", ["", "\n", "of the user's", "of the user's\nin two lines"])
+@pytest.mark.parametrize("error", ERRORS)
+@pytest.mark.parametrize("name", OF_OPERATORS)
+def test_whatever_a_map_of_a_measurement_raises_is_told_by_its_name(name, error, text):
+    """With what the error says, where it says anything."""
+    with pytest.raises(stk.InvalidArgument, match=f"^{name}: expected") as raised:
+        stk.posterior(PRIOR, OF_OPERATORS[name](_failing(error(text))))
+    assert isinstance(raised.value.__cause__, error)
+    assert text.strip().partition("\n")[0] in str(raised.value)
+
+
+def test_the_first_line_of_an_error_is_what_it_says_or_its_type():
+    for text, line in (
+        ("a", "a"),
+        ("a\nb", "a"),
+        ("\n \nb", "b"),
+        ("", "ValueError"),
+        ("\n", "ValueError"),
+    ):
+        assert first_line(ValueError(text)) == line

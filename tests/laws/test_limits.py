@@ -44,6 +44,19 @@ def test_the_ratio_of_levels_has_the_overlap_that_was_asked_for(dim, overlap):
     )
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_ladder_of_levels_has_as_many_as_its_ratio_makes(dtype):
+    """Where the last ratio is the one that was asked for, no level more by rounding; else one more of a smaller ratio."""
+    data = torch.tensor([[0.0, 0.0], [3.0, 4.0]], dtype=dtype)
+    for count in range(2, 40):
+        for ratio in (1.1, 1.25, 2.0):
+            low = 5.0 / ratio ** (count - 1)
+            ladder = stk.ncsnv2_ladder(data, low, ratio=ratio)
+            assert len(ladder) == count
+            torch.testing.assert_close(ladder[:-1] / ladder[1:], torch.full_like(ladder[1:], ratio))
+            assert len(stk.ncsnv2_ladder(data, low, ratio=ratio * 0.999)) == count + 1
+
+
 # --- ends that a path sets ---------------------------------------------------------------------------------------
 
 BOUNDED = {
@@ -114,6 +127,11 @@ def test_draws_of_no_weight_are_no_draws(alone):
         found = weighted(weights)
         rest = summary._row(X[left], 10, None, INDEPENDENT)
         assert found == pytest.approx(rest, nan_ok=True)
+    assert weighted(np.where(np.arange(9) == alone, 0.3, -np.inf)) == pytest.approx(
+        dict.fromkeys(summary.COLUMNS, math.nan)
+        | {"mean": X[alone], "ess_bulk": 1.0, "ess_tail": 1.0},
+        nan_ok=True,
+    )
 
 
 # --- chains that failed ------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from scoretk.errors import (
     ScoretkError,
     UnknownName,
 )
-from scoretk.plugins import ModelSpec, catalog, describe_solver, discovery, models
+from scoretk.plugins import ModelSpec, catalog, describe_solver, discovery, models, solvers
 from scoretk.plugins.capabilities import CAPABILITIES, offers
 from scoretk.plugins.catalog import Catalog
 from scoretk.plugins.discovery import Broken, Entry, normalised
@@ -222,3 +222,81 @@ def test_the_shape_that_a_spec_says_is_that_of_its_own_parameters():
     wrong = ModelSpec(**of_shape, event_shape=(3,))
     with pytest.raises(ValueError, match="the spec says event_shape"):
         build(wrong)
+
+
+SPEC = """
+from scoretk.plugins import ModelSpec
+spec = ModelSpec(name="m", family="test", factory="{module}:build", provides={{"energy"}}, event_shape=(2,), summary="s")
+class Field:
+    event_shape = (2,)
+    def energy(self, x):
+        return x.square().sum(1)
+def build():
+    {build}
+"""
+KIND = """
+class Kind:
+    timed, init_cost, step_cost, capturable = False, {{}}, {{}}, False
+    {needs}
+    def __init__(self):
+        {begin}
+    def init(self, field, x, noise):
+        return x
+    step = init
+"""
+RAISES = "raise RuntimeError('here')"
+WRONG = {
+    "models": {
+        RAISES: ("describe", "RuntimeError: here"),
+        "other = 3": ("describe", "AttributeError"),
+        "spec = 3": ("describe", "not a scoretk.ModelSpec"),
+        SPEC.replace('"m"', '"n"').replace("{build}", "return Field()"): (
+            "describe",
+            "name is 'n'",
+        ),
+        SPEC.replace("{build}", RAISES): ("load", "RuntimeError: here"),
+        SPEC.replace("{build}", "return 3"): ("load", "Error"),
+        SPEC.replace("{build}", "return Field()").replace('"energy"', '"score"'): ("load", "score"),
+    },
+    "solvers": {
+        RAISES: ("load", "RuntimeError: here"),
+        "spec = 3": ("load", "not a solver class"),
+        "class Kind:\n    pass\nspec = Kind": ("load", "no init"),
+        KIND.replace("{needs}", "needs = {{'energy'}}").replace("{begin}", RAISES)
+        + "spec = Kind": ("describe", "RuntimeError: here"),
+        KIND.replace("{needs}", "needs = 3").replace("{begin}", "pass") + "spec = Kind": (
+            "describe",
+            "TypeError",
+        ),
+    },
+}
+"""By kind, the code of a plugin, and at which stage it fails at first, and how."""
+CASES = [(kind, code) for kind, some in WRONG.items() for code in some]
+FIRST = {
+    "models": (models.describe, models.load),
+    "solvers": (describe_solver, solvers.load_solver),
+}
+
+
+@pytest.mark.parametrize(("kind", "code"), CASES, ids=range(len(CASES)))
+def test_a_plugin_fails_at_the_stage_where_it_is_wrong(kind, code, tmp_path, monkeypatch):
+    """As the record says, and the error; what asks for an earlier stage alone is answered."""
+    module = f"of_another_{kind}_{CASES.index((kind, code))}"
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / f"{module}.py").write_text(code.format(module=module) if "{" in code else code)
+    entry = Entry("other/m", "m", "other", "1.0", f"{module}:spec")
+    own = Catalog(f"scoretk.{kind}", kind.rstrip("s"), {})
+    monkeypatch.setattr(catalog, "discover", lambda group: [entry])
+    monkeypatch.setattr(*((models, "_MODELS") if kind == "models" else (solvers, "_SOLVERS")), own)
+    stage, told = WRONG[kind][code]
+    describe, load = FIRST[kind]
+    asked = describe if stage == "describe" or kind == "solvers" else load
+    if stage == "load" and kind == "models":
+        assert describe("other/m").name == "m"
+    with pytest.raises(BrokenPlugin, match=f"failed at {stage}: ") as raised:
+        asked("other/m")
+    (record,) = own.listing()
+    assert isinstance(record, Broken)
+    assert (record.id, record.stage) == ("other/m", stage)
+    assert told in record.error
+    assert told in str(raised.value)
