@@ -721,10 +721,11 @@ class Held(nn.Module):
             self.register_parameter("none", None)
             self.inner = Held(kind.removeprefix("inner "))
         self.register_buffer("number", torch.ones((), dtype=torch.int64))
+        self.register_buffer("place", torch.zeros(2))
 
     def forward(self, x):
         width = self.width if hasattr(self, "width") else self.inner.width
-        return (x @ torch.diag(width * self.number)).square().sum(1) / 2
+        return ((x - self.place) @ torch.diag(width * self.number)).square().sum(1) / 2
 
 
 @pytest.mark.usefixtures("fewer_cases")
