@@ -201,11 +201,6 @@ def _shared(joint: Tensor, values: Iterable[Tensor]) -> Tensor:
     Returns:
         `(batch, *event_shape)`.
     """
-    shares = torch.softmax(joint, 1).unbind(1)
-    return reduce(
-        add,
-        (
-            torch.where(across(r, v) == 0, 0, across(r, v) * v)
-            for r, v in zip(shares, values, strict=True)
-        ),
-    )
+    shares = torch.softmax(joint, 1).unbind(1)  # of the fields' dtype, which may be another
+    pairs = ((across(r, v).to(v.dtype), v) for r, v in zip(shares, values, strict=True))
+    return reduce(add, (torch.where(r == 0, 0, r * v) for r, v in pairs))
