@@ -114,10 +114,6 @@ NUMBERS = {
 }
 
 
-def _limits(figure):
-    return torch.tensor([*figure.axes[0].get_xlim(), *figure.axes[0].get_ylim()])
-
-
 NORMAL, SHIFTED = (
     stk.from_distribution(
         torch.distributions.Independent(
@@ -300,6 +296,7 @@ OTHERS = {
     "constrained constraint": "constraints",
     "mixture fields": "fields",
     "samples shape": "a shape that is shown",
+    "field bounds": "what is shown",
 }
 KINDS = ("Sequence[float]", "Sequence[int]", "Callable", "Iterable", "Sequence[")
 

@@ -147,9 +147,7 @@ def drawn(field, solver, **options):
 
 
 STATIC = {n: s for n, s in EXAMPLES.items() if s.timed is False and s.needs <= {"energy", "score"}}
-TUNES = {
-    f"{n}, tuned": kind() for n, kind in SOLVERS.items() if n in ("chees", "nuts", "mclmc", "mala")
-}
+TUNES = {f"{n}, tuned": kind() for n, kind in SOLVERS.items() if n in ("chees", "mclmc", "mala")}
 TIMED = {n: s for n, s in EXAMPLES.items() if s.timed is not False}
 
 
