@@ -16,6 +16,7 @@ from scoretk import diagnostics, learn
 from scoretk.diagnostics import summary
 from scoretk.diagnostics.verdict import Sampler
 from scoretk.fields.alike import alike
+from scoretk.fields.derivatives import check_derivative
 from scoretk.fields.fingerprint import FLOOR, same
 from scoretk.inference import beginning, likelihood, partition
 from tests.laws.test_fields import ALL_PATHS
@@ -24,7 +25,14 @@ from tests.recorded import randn
 # --- what is searched for is found -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", ALL_PATHS, ids=repr)
+OTHER_PATHS = [
+    stk.Tabulated(torch.linspace(0.98, 0.0, 12, dtype=torch.float64)),
+    stk.Tabulated(torch.tensor([0.9, 0.2, 0.0], dtype=torch.float64)),
+    *(stk.Interpolant(0.0), stk.VP(2.0, 2.0), stk.EDM(0.01, 9.0, 1.0), stk.SubVP(0.01, 30.0)),
+]
+
+
+@pytest.mark.parametrize("path", [*ALL_PATHS, *OTHER_PATHS], ids=repr)
 def test_the_time_of_a_level_has_all_digits(path):
     """Near both ends too: the level of the time that is found is the one that was asked for."""
     t = torch.linspace(0.002, 0.998, 499, dtype=torch.float64)
@@ -396,6 +404,53 @@ def test_an_answer_is_the_same_to_rounding_of_its_own_row(name, events):
                 found = stored.clone()
                 found[place] += size * allowed
                 assert same(name, found, stored, close, events) is answer
+
+
+@pytest.mark.parametrize("name", ["answers", "answers.energy", "answers.path"])
+@pytest.mark.parametrize("what", [math.nan, math.inf, -math.inf])
+def test_what_is_no_number_is_the_same_in_its_own_place_alone(name, what):
+    for place in ((0, 0), (1, 2)):
+        stored = randn(2, 3)
+        stored[place] = what
+        assert same(name, stored.clone(), stored, 1e-4, 1)
+        others = (0.0, math.nan, math.inf, -math.inf)
+        for other in others:
+            found = stored.clone()
+            found[place] = other
+            assert same(name, found, stored, 1e-4, 1) is (str(other) == str(what))
+        moved = randn(2, 3)
+        moved[1 - place[0], place[1]] = what
+        assert not same(name, moved, stored, 1e-4, 1)
+    whole = torch.full((2, 3), what)
+    assert same(name, whole.clone(), whole, 1e-4, 1)
+    assert not same(name, None, whole, 1e-4, 1)
+    assert not same(name, whole[:1], whole, 1e-4, 1)
+
+
+# --- most of the rows --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 8])
+def test_a_derivative_is_refused_where_most_rows_say_that_it_is_wrong(rows):
+    """Not where half of them do, which may be at an edge."""
+
+    def f(x):
+        return torch.sin(2 * x).sum(1)
+
+    for wrong in range(rows + 1):
+        off = torch.where(torch.arange(rows) < wrong, 1.5, 1.0).double()
+
+        def gradient(x, off=off):
+            return 2 * torch.cos(2 * x) * off[: len(x), None]
+
+        def ask(gradient=gradient):
+            check_derivative(f, randn(rows, 3), "f", f, "", gradient)
+
+        if 2 * wrong > rows:
+            with pytest.raises(stk.InvalidArgument):
+                ask()
+        else:
+            ask()
 
 
 # --- what does not depend on a part ------------------------------------------------------------------------------
