@@ -1038,3 +1038,58 @@ def test_things_are_alike_where_each_of_their_parts_is(held, what):
             continue
         assert not alike(HELD[held](some), HELD[held](changed))
         assert not alike(HELD[held](changed), HELD[held](some))
+
+
+class OfOneAnswer:
+    """Another's field in time that has one answer, and says more."""
+
+    event_shape, path = (2,), VP()
+    base = NormalBase((2,))
+
+    def __init__(self, answer, **said):
+        setattr(self, answer, self._of)
+        vars(self).update(said)
+
+    def at(self, t):
+        raise NotImplementedError
+
+    def _of(self, x, t):
+        return torch.sin(2 * x + torch.as_tensor(t).reshape(-1, 1))
+
+
+SAID = {
+    "a prediction without its method": {"predicts": "noise"},
+    "a prediction whose method is none": {"predicts": "data", "predict": None},
+    "a decoder that is none": {"decode": None},
+    "other answers that are none": {"energy": None, "log_prob": None},
+}
+
+
+@pytest.mark.parametrize("what", SAID)
+@pytest.mark.parametrize("answer", ["velocity", "score", "denoise"])
+def test_what_a_field_says_and_does_not_have_is_not_asked(answer, what):
+    """It is what it would be without a word."""
+    x, t = torch.randn(3, 2, generator=torch.Generator().manual_seed(0)).double(), 0.4
+    found, plain = (resolve(OfOneAnswer(answer, **said), {"velocity"}) for said in (SAID[what], {}))
+    assert found.source == plain.source
+    for name in ("velocity", "score", "denoise"):
+        assert torch.equal(getattr(found, name)(x, t), getattr(plain, name)(x, t))
+
+
+def test_what_is_made_of_a_field_again_and_again_is_looked_at_once():
+    """All views of one name are one field in this, views of another name and of views are others."""
+    bound = resolve(stk.Energy(lambda x: x.square().sum(1), (2,)), {"energy"})
+    others = [gaussian(dim=2), gaussian(dim=2)]
+    first, again = (bound.view(other, "bridge") for other in others)
+    assert first.native is others[0]
+    assert again.native is others[1]
+    assert first.asked is again.asked
+    within, stretched = first.view(others[0], "bridge"), bound.view(others[0], "stretched")
+    assert first.view(others[1], "stretched").asked is stretched.asked
+    assert within.asked is first.asked
+    assert stretched.asked is not first.asked
+    assert first.asked is not bound.asked
+    first.energy(torch.ones(3, 2))
+    assert first.asked == again.asked == {"energy"}
+    assert not stretched.asked
+    assert not bound.asked
