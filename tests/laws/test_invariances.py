@@ -7,12 +7,15 @@ import math
 import pytest
 import torch
 from torch import distributions as td
+from torch.utils._pytree import tree_leaves
 
 import scoretk as stk
 from scoretk import diagnostics, learn
 from scoretk.fields.posterior import POSTERIOR_METHODS
 from scoretk.fields.protocols import is_timed
+from scoretk.fields.resolve import resolve
 from scoretk.fields.smoothed import smoothed
+from scoretk.inference import beginning
 from scoretk.solvers import EXAMPLES, SOLVERS
 from scoretk.solvers.base import adapts, is_grid
 from tests.recorded import randn
@@ -157,6 +160,31 @@ def test_a_kernel_makes_the_same_draws(name):
     same(lambda shape: drawn(stk.Energy(energy, shape), solver), SHAPES[:2])
 
 
+@pytest.mark.parametrize("name", TUNES)
+def test_a_kernel_that_begins_far_makes_the_same_draws(name):
+    """Some chains far and some near, which go there by steps of their own."""
+    far = torch.tensor([40.0, 0.5, -25.0, 1.0], dtype=torch.float64)
+
+    def made(shape):
+        init = far.reshape(4, *[1] * len(shape)) + randn(4, *shape, seed=9)
+        return drawn(stk.Energy(energy, shape), TUNES[name], init=init, warmup=24)
+
+    same(made, SHAPES[:2])
+
+
+@pytest.mark.parametrize("name", [*STATIC, *TUNES])
+def test_a_kernel_begins_alike(name):
+    """All that its state holds."""
+
+    def made(shape):
+        solver, noise = (STATIC | TUNES)[name], stk.Noise(3, 8, dtype=torch.float64)
+        bound = resolve(stk.Energy(energy, shape), solver.needs, timed=False)
+        state = solver.init(bound, randn(8, *shape, seed=5), noise)
+        return [leaf for leaf in tree_leaves(tuple(state)) if isinstance(leaf, torch.Tensor)]
+
+    same(made, SHAPES[:2])
+
+
 @pytest.mark.parametrize("name", TIMED)
 def test_a_solver_in_time_makes_the_same_draws(name):
     same(lambda shape: drawn(posterior(shape, "mmps"), TIMED[name]), SHAPES[:2])
@@ -189,6 +217,8 @@ INFERRED = {
         ).value
     ),
     "interpolation": lambda s, x: stk.interpolate(x, x.flip(0), 4),
+    "a wider law": lambda s, x: beginning._widened(normal(s), (30.0, 2.0)).stddev,
+    "a law about points": lambda s, x: beginning._about(x).stddev,
     "partition": lambda s, x: partition(s, jumps=2),
     "partition without jumps": lambda s, x: partition(s, jumps=0),
     "partition by islands": lambda s, x: partition(s, method="smc", island=8),

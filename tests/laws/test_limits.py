@@ -255,6 +255,25 @@ PAIR = {
     ),
     "samples": lambda a, b: diagnostics.mmd(randn(9, a), randn(9, b)),
     "samples of a test": lambda a, b: diagnostics.sliced_wasserstein_test(randn(9, a), randn(9, b)),
+    "events of one size": lambda a, b: diagnostics.mmd(randn(9, a, b), randn(9, b, a)),
+    "events of one size, copies": lambda a, b: diagnostics.copies(
+        randn(9, a, b), randn(9, a, b), randn(9, b, a)
+    ),
+    "events of one size, product": lambda a, b: stk.product(
+        stk.Energy(quadratic, (a, b)), stk.Energy(quadratic, (b, a))
+    ),
+    "events of one size, base": lambda a, b: stk.Velocity(
+        lambda x, t: x, (a, b), torch.zeros(4, b, a)
+    ),
+    "events of one size, ranks": lambda a, b: diagnostics.sbc_ranks(
+        randn(9, a, b), randn(9, 5, b, a)
+    ),
+    "events of one size, interpolation": lambda a, b: stk.interpolate(
+        randn(9, a, b), randn(9, b, a), 3
+    ),
+    "events of one size, loss": lambda a, b: learn.flow_matching(
+        lambda x, t: x, randn(9, a, b), torch.ones(9), randn(9, b, a)
+    ),
     "copies": lambda a, b: diagnostics.copies(randn(9, a), randn(9, b), randn(9, a)),
     "held out": lambda a, b: diagnostics.copies(randn(9, a), randn(9, a), randn(9, b)),
     "ranks": lambda a, b: diagnostics.sbc_ranks(randn(9, a), randn(9, 5, b)),
