@@ -3,6 +3,8 @@ precision of numbers, the order of rows, units. Of everything that takes events,
 """
 
 import math
+from collections import Counter
+from unittest import mock
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 import scoretk as stk
 from scoretk import diagnostics, learn
+from scoretk.core.streams import Stream
 from scoretk.fields.posterior import POSTERIOR_METHODS
 from scoretk.fields.protocols import is_timed
 from scoretk.fields.resolve import resolve
@@ -298,6 +301,53 @@ def test_a_number_alone_is_an_event_of_one():
             else:
                 assert a == b
     assert math.isfinite(float(one[0].sum()))
+
+
+# --- random numbers ----------------------------------------------------------------------------------------------
+
+
+def twice(run):
+    """Which numbers a run has read more than once, `(law, stream, step)`, and how many it has read.
+
+    Not those by which a field is looked at, which are the same each time.
+    """
+    seen = Counter()
+
+    def logged(law):
+        own = getattr(stk.Noise, law)
+
+        def drawn_from(self, step, stream, shape, dtype=None):
+            if stream != Stream.PROBE:
+                seen[law, int(stream), int(step), self.seed, int(self.chains[0])] += 1
+            return own(self, step, stream, shape, dtype)
+
+        return drawn_from
+
+    laws = {law: logged(law) for law in ("normal", "uniform", "rademacher")}
+    with mock.patch.multiple(stk.Noise, **laws):
+        run()
+    return {key[:3] for key, n in seen.items() if n > 1}, len(seen)
+
+
+@pytest.mark.parametrize("name", [*STATIC, *TIMED])
+def test_no_random_number_of_a_run_is_used_twice(name):
+    """But for that of a start, which annealing draws again, and of trees, whose prefix is read again."""
+    solver = (STATIC | TIMED)[name]
+    field = posterior((D,), "mmps") if name in TIMED else stk.Energy(energy, (D,))
+    again, read = twice(lambda: drawn(field, solver))
+    allowed = {"normal": {Stream.START}, "uniform": {Stream.PROPOSAL} if name == "nuts" else set()}
+    assert read
+    assert {key for key in again if key[1] not in allowed.get(key[0], ())} == set()
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize(
+    "options", [{"jumps": 2}, {"method": "smc", "island": 8, "jumps": 3}], ids=str
+)
+def test_no_random_number_of_a_partition_function_is_used_twice(options):
+    again, read = twice(lambda: partition((D,), **options))
+    assert read > 50
+    assert again <= {("normal", Stream.START, 0)}
 
 
 # --- a constant in the energy ------------------------------------------------------------------------------------
