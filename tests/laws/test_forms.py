@@ -135,6 +135,42 @@ def test_numbers_in_a_row_are_taken_in_each_form(what):
         assert torch.equal(other, found[0])
 
 
+# --- numbers -----------------------------------------------------------------------------------------------------
+
+ONE = {
+    "sigma of a loss": lambda v: learn.denoising_score_matching(torch.sin, X, X + 1, v),
+    "temperature": lambda v: stk.tempered(WELL, v).energy(X),
+    "temperature in time": lambda v: stk.tempered(WAVE, v).score(X, T),
+    "weight of guidance": lambda v: stk.guided(WAVE, v, WAVE).score(X, T),
+    "weight of a classifier": lambda v: stk.classifier_guided(
+        WAVE, lambda x, t: -quadratic(x), v
+    ).score(X, T),
+    "weight of a bridge": lambda v: stk.bridge(WELL, NORMAL, v).energy(X),
+    "std of a measurement": lambda v: stk.posterior(
+        WAVE, stk.LinearGaussian(torch.eye(2), torch.ones(2), v)
+    ).score(X, T),
+    "step size": lambda v: stk.sample(WELL, stk.ULA(v), chains=3, steps=2).x,
+    "friction": lambda v: stk.sample(WELL, stk.GHMC(0.1, friction=v), chains=3, steps=2).x,
+    "beta": lambda v: stk.VP(v, 2.0).alpha(T),
+    "bulge": lambda v: stk.Interpolant(v).sigma(T),
+    "width of a kernel": lambda v: torch.as_tensor(diagnostics.mmd(X, X + 1, v)),
+    "slope of a penalty": lambda v: learn.gradient_penalty(quadratic, X, v),
+    "rho of a grid": lambda v: grids.karras(stk.VE(), 3, v),
+    "ratio of levels": lambda v: torch.tensor(stk.ncsnv2_overlap(1 + v, 8)),
+}
+TENSORS = {"sigma of a loss"}
+"""Of these, what may be a tensor without axes, or of one number a row."""
+
+
+@pytest.mark.parametrize("what", ONE)
+def test_a_number_is_taken_in_each_form(what):
+    usual = ONE[what](0.5)
+    forms = [np.float64(0.5), np.float32(0.5)]
+    forms += [torch.tensor(0.5), torch.full((len(X),), 0.5)] if what in TENSORS else []
+    for form in forms:
+        assert torch.equal(ONE[what](form), usual), form
+
+
 # --- functions ---------------------------------------------------------------------------------------------------
 
 

@@ -17,7 +17,8 @@ from scoretk.diagnostics import summary
 from scoretk.diagnostics.verdict import Sampler
 from scoretk.fields.alike import alike
 from scoretk.fields.derivatives import check_derivative
-from scoretk.fields.fingerprint import FLOOR, same
+from scoretk.fields.fingerprint import APART as APART_BY_DEVICE
+from scoretk.fields.fingerprint import CLOSE, FLOOR, closeness, same
 from scoretk.inference import beginning, likelihood, partition
 from tests.laws.test_fields import ALL_PATHS
 from tests.recorded import randn
@@ -444,6 +445,22 @@ def test_what_is_no_number_is_the_same_in_its_own_place_alone(name, what):
     assert same(name, whole.clone(), whole, 1e-4, 1)
     assert not same(name, None, whole, 1e-4, 1)
     assert not same(name, whole[:1], whole, 1e-4, 1)
+
+
+DTYPES = ("float64", "float32", "float16", "bfloat16", "float8_e4m3fn")
+
+
+@pytest.mark.parametrize("one", DTYPES)
+@pytest.mark.parametrize("other", DTYPES)
+def test_answers_are_as_near_as_the_coarser_of_two_and_their_devices(one, other):
+    def near(*told):
+        return closeness(*({"dtype": d, "device": where} for d, where in told))
+
+    alone = {d: near((d, "cpu"), (d, "cpu")) for d in (one, other)}
+    assert near((one, "cpu"), (other, "cpu")) == max(alone.values())
+    assert near((one, "cpu"), (other, "cuda")) == max(APART_BY_DEVICE, *alone.values())
+    assert closeness(None, {"dtype": other, "device": "cpu"}) >= alone[other]
+    assert alone[one] == CLOSE.get(one, APART_BY_DEVICE)
 
 
 # --- most of the rows --------------------------------------------------------------------------------------------

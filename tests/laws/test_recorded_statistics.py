@@ -242,3 +242,43 @@ def test_summaries_of_moments(name):
             )
         ),
     )
+
+
+def summaries(x, stats=()):
+    """Findings of draws, and of their moments where there are enough, by kind."""
+    status = torch.zeros(len(x), dtype=torch.int64)
+    stats = dict(stats)
+    draws = stk.Draws(x=x, final=x[:, -1], status=status, failed_at=status - 1, stats=stats)
+    told = [draws.summary(9)]
+    if x.shape[1] >= 4:
+        means = {name: value.double().mean(1) for name, value in stats.items()}
+        told.append(summarise_halves(halves_of(x), status, status - 1, means, 9))
+    return [{f.kind: f.problem for f in found.findings} for found in told]
+
+
+OF_THE_WHOLE = {"stuck", "copies", "unjudged"}
+"""What is said of all coordinates of a chain together."""
+
+
+@pytest.mark.parametrize("name", [n for n in SPOILT if n not in ("huge", "infinite", "NaN")])
+def test_what_is_said_of_some_coordinates_does_not_hang_on_one_without_numbers(name):
+    """Which is named itself, and nowhere else, wherever it stands."""
+    x = SPOILT[name]()
+    lost = torch.full_like(x[..., :1], float("nan"))
+    for place in (0, x.shape[2]):
+        beside = torch.cat([x[..., :place], lost, x[..., place:]], -1)
+        for found, plain in zip(summaries(beside), summaries(x), strict=True):
+            if "broken" in found:  # moments of few draws say nothing
+                assert f"x[{place}]" in found.pop("broken")
+            assert found.keys() - OF_THE_WHOLE == plain.keys() - OF_THE_WHOLE
+            named = [text for kind, text in found.items() if kind not in OF_THE_WHOLE]
+            assert not any(f"x[{place}]" in text for text in named)
+
+
+@pytest.mark.parametrize("rate", [0.02, 0.5])
+@pytest.mark.parametrize("lost", [0, 1, 15, 16])
+def test_what_is_said_of_acceptance_is_of_the_reports_that_are_numbers(rate, lost):
+    accept = torch.full((16, 200), rate, dtype=torch.float64)
+    accept[:lost] = float("nan")
+    for found in summaries(changed(), {"accept": accept}):
+        assert ("accept" in found) == (rate < 0.1 and lost < 16)
