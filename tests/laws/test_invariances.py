@@ -21,6 +21,7 @@ from scoretk.fields.smoothed import smoothed
 from scoretk.inference import beginning
 from scoretk.solvers import EXAMPLES, SOLVERS
 from scoretk.solvers.base import adapts, is_grid
+from scoretk.solvers.warmup.approach import Place, begins_far
 from tests.recorded import randn
 
 D, SHAPES = 4, ((4,), (2, 2), (1, 4, 1))
@@ -173,6 +174,22 @@ def test_a_kernel_that_begins_far_makes_the_same_draws(name):
         return drawn(stk.Energy(energy, shape), TUNES[name], init=init, warmup=24)
 
     same(made, SHAPES[:2])
+
+
+def test_which_chains_begin_far_is_the_same():
+    """Of chains from the mass to far away, some are."""
+
+    def made(shape):
+        noise = stk.Noise(3, 64, dtype=torch.float64)
+        away = torch.linspace(0, 12, 64, dtype=torch.float64).reshape(64, *[1] * len(shape))
+        x = away + 0.1 * randn(64, *shape, seed=9)
+        field = resolve(stk.Energy(energy, shape), {"energy"}, timed=False)
+        place = Place(x, *field.energy_and_grad(x))
+        return begins_far(field, place, noise, torch.tensor(0))
+
+    far, _ = made(SHAPES[0])
+    assert 0 < int(far.sum()) < 64
+    same(made)
 
 
 @pytest.mark.parametrize("name", [*STATIC, *TUNES])
