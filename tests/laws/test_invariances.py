@@ -374,7 +374,7 @@ def test_no_random_number_of_a_partition_function_is_used_twice(options):
 def test_a_constant_in_the_energy_changes_no_draw(name):
     """However large, and whatever is reported but for the energies themselves."""
     solver, made = (STATIC | TUNES)[name], []
-    for constant in (0.0, 4096.0, -4096.0):  # whose sums round little
+    for constant in (0.0, -4096.0):  # whose sums round little
         field = stk.Energy(lambda x, c=constant: energy(x) + c, (D,))
         x, status, told, cost = drawn(field, solver)
         shifted = {"energy", "hamiltonian", "log_weight"}

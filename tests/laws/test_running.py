@@ -600,7 +600,7 @@ TUNES = {name: solver for name, solver in TUNES.items() if adapts(solver)}
 def test_a_warmup_tells_what_it_asks(name):
     """Gradients of trials too, of every solver that tunes itself; of energies those of its own steps at least."""
     field = CountedSpins() if "states" in TUNES[name].needs else Counted()
-    for warmup in (2, 40):
+    for warmup in (2, 16):
         field.asked = dict.fromkeys(field.asked, 0)
         draws = stk.sample(field, TUNES[name], chains=4, seed=2, steps=2, warmup=warmup)
         assert draws.cost["score"] == field.asked["score"], warmup
