@@ -463,6 +463,43 @@ def test_answers_are_as_near_as_the_coarser_of_two_and_their_devices(one, other)
     assert alone[one] == CLOSE.get(one, APART_BY_DEVICE)
 
 
+# --- what is no answer -------------------------------------------------------------------------------------------
+
+NO_ANSWERS = {
+    "a meta tensor": lambda a: a.to("meta"),
+    "a tensor of layout": lambda a: a.to_sparse(),
+    "real floating numbers": lambda a: a + 0j,
+    "floating numbers": lambda a: a.long(),
+    "a tensor of shape": lambda a: torch.stack([a, a]),
+    "tensor": lambda a: a.tolist(),
+}
+"""What is said of them, and how they are made of a right answer."""
+ANSWERING = {
+    "energy": lambda f: well_of(f),  # noqa: PLW0108
+    "score": lambda f: stk.Score(lambda x: f(-x), (2,)),
+    "gradient": lambda f: stk.Energy(quadratic, (2,), grad=lambda x: f(x)),  # noqa: PLW0108
+    "prediction": lambda f: stk.Diffusion(lambda x, t: f(torch.sin(x)), (2,), stk.VP(), "noise"),
+    "velocity": lambda f: stk.Velocity(lambda x, t: f(torch.sin(x)), (2,)),
+    "likelihood": lambda f: stk.posterior(well(2), lambda x: f(-quadratic(x))),
+}
+
+
+def well_of(spoil):
+    return stk.Energy(lambda x: spoil(quadratic(x)), (2,))
+
+
+@pytest.mark.parametrize("told", NO_ANSWERS)
+@pytest.mark.parametrize("name", ANSWERING)
+def test_what_is_no_answer_is_refused_as_what_it_is(name, told):
+    field = ANSWERING[name](NO_ANSWERS[told])
+    timed = hasattr(field, "at")
+    solver = stk.ProbabilityFlow("euler", steps=1) if timed else stk.ULA(0.1)
+    with pytest.raises(stk.InvalidArgument) as raised:
+        stk.sample(field, solver, chains=3, **({} if timed else {"steps": 1}))
+    # a gradient without values is compared with the energy's first
+    assert told in str(raised.value) or (name, told) == ("gradient", "a meta tensor")
+
+
 # --- most of the rows --------------------------------------------------------------------------------------------
 
 
