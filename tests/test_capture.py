@@ -1,5 +1,6 @@
 """What is captured of a run: steps by how long they are, parts for any number of rows, and no other field's."""
 
+import math
 from collections import OrderedDict
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 import scoretk as stk
-from scoretk.core import compiling
+from scoretk.core import columns, compiling
 from scoretk.core.compiling import iterate, part, parts_compiled_by
 from scoretk.fields.resolve import StaticField, TimedField, resolve
 from scoretk.run import capture, parts, tape
@@ -659,3 +660,53 @@ def test_one_graph_serves_any_number_of_chains_and_of_steps(monkeypatch, solver)
         torch.testing.assert_close(compiled.x[:7, :20], first.x[:, :steps])
     torch.testing.assert_close(drawn(10, 20, batch=7).x[:7], first.x)
     assert graphs["unique_graphs"] == before > 0
+
+
+@QUIET
+@pytest.mark.compiled
+@pytest.mark.parametrize("d", [3, pytest.param(columns.MOST + 1, marks=pytest.mark.slow)])
+def test_a_model_sees_rows_in_whatever_order_they_lie(monkeypatch, d):
+    """Of few coordinates the chains of each lie side by side; with the draws of an eager run."""
+    monkeypatch.setattr(tape, "COMPILED_NOISE", False)
+    monkeypatch.setattr(capture.Captured, "_in_calls", lambda *_: 1 / 0)
+
+    def energy(x):
+        assert x.is_contiguous()
+        return x.view(-1).view(x.shape).square().sum(1) / 2 + (x[:, 1:] * x[:, :1]).square().sum(1)
+
+    kernel = stk.HMC(0.1, leapfrogs=16, metric="none")
+    run = {"chains": 19, "steps": 20, "dtype": torch.float64}
+    compiled, eager = (
+        stk.sample(stk.Energy(energy, (d,)), kernel, compile=c, **run) for c in (True, False)
+    )
+    torch.testing.assert_close(compiled.x, eager.x)
+
+
+@pytest.mark.parametrize(
+    ("shape", "turned"),
+    [
+        ((5, 2), True),
+        ((5, columns.MOST), True),
+        ((5, columns.MOST + 1), False),
+        ((5, 1), False),
+        ((5,), False),
+        ((5, 3, 2), False),
+    ],
+)
+def test_what_a_loop_carries_comes_back(monkeypatch, shape, turned):
+    monkeypatch.setattr(columns, "_TOLD", True)
+    given = torch.arange(math.prod(shape)).reshape(shape), 7
+    loop = columns.Turned(given)
+    carried = loop.carried(given)
+    assert carried[0].shape == (shape[::-1] if turned else shape)
+    assert carried[0].is_contiguous()
+    assert carried[0].data_ptr() != given[0].data_ptr()
+    back = loop.back(carried)
+    assert torch.equal(back[0], given[0])
+    assert back[1] == 7
+    assert columns.in_columns(given[0]) is given[0]  # outside of a graph
+
+
+def test_memory_is_not_turned_where_the_compiler_knows_of_no_such_thing(monkeypatch):
+    monkeypatch.setattr(columns, "_TOLD", False)
+    assert not columns.lies_in_columns(torch.zeros(5, 2))

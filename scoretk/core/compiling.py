@@ -28,6 +28,7 @@ from torch import Tensor
 from torch.fx.experimental import _config as symbols
 from torch.utils._pytree import tree_map
 
+from scoretk.core.columns import Turned, apart, tell_the_compiler
 from scoretk.errors import ScoretkError
 
 LOOPS = all(find_spec(f"torch._higher_order_ops.{name}") for name in ("scan", "while_loop"))
@@ -264,6 +265,7 @@ def as_a_loop() -> Iterator[None]:
     from torch._subclasses import fake_tensor
 
     read, asked = "create_getattr_proxy", "_is_plain_tensor"
+    tell_the_compiler()
     with (
         symbols.patch(use_duck_shape=False),  # type: ignore[attr-defined]
         _replaced(GetAttrVariable, read, lambda _: staticmethod(_read_here)),
@@ -418,20 +420,18 @@ def _loop(
         return done < times
 
     def once(done: Tensor, *before: Tensor) -> tuple[Tensor, ...]:
-        return done + 1, *map(apart, body(field, before, *rows, **same))
+        return done + 1, *carried.carried(
+            body(field, carried.back(before), *given.back(rows), **same)
+        )
 
     none = torch.zeros((), dtype=torch.int64, device=carry[0].device)
-    start = tuple(map(apart, carry))
+    carried, given = Turned(carry), Turned(rows)
+    start, rows = carried.carried(carry), given.carried(rows)
     _, *after = while_loop(goes_on, once, (none, *start))
     # What a loop of no turn hands back is what it was given, whose memory the compiler, which sees
     # no further use of that, has given to other values (torch 2.13, C++ wrappers).
     after = [torch.where(none < times, new, old) for new, old in zip(after, start, strict=True)]
-    return tuple(after)
-
-
-def apart(x: Tensor) -> Tensor:
-    """The values in memory of their own, in one order, as what a loop carries has to be."""
-    return x.clone(memory_format=torch.contiguous_format)
+    return carried.back(tuple(after))
 
 
 def over_rows(body: Callable[[Any, Any], tuple[Any, Any]], carry: Any, rows: Any) -> Any:

@@ -702,8 +702,9 @@ def test_a_run_that_is_extended_to_twice_its_length_has_its_halves(tmp_path):
 
 
 @pytest.mark.parametrize("folder", [False, True])
-def test_what_was_made_before_an_error_is_not_made_again(tmp_path, folder):
-    """An error of the field ends the run between two writes; what is taken up is the step before it."""
+def test_what_was_made_before_an_error_is_not_made_again(tmp_path, folder, monkeypatch):
+    """An error of the field ends the run between two writes; what is taken up is the block before it."""
+    monkeypatch.setattr("scoretk.run.batches.BLOCK_SECONDS", 0.0)  # of as few steps as can be
     asked = []
 
     def energy(x):

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from scoretk.core.columns import in_columns
 from scoretk.core.compiling import iterate, part
 from scoretk.core.rows import nan_unless_finite, row_dot, row_sum
 from scoretk.fields.resolve import StaticField
@@ -119,7 +120,7 @@ def drift_and_kick(
 ) -> tuple[Tensor, Tensor]:
     """Position and momentum after a drift and a whole kick."""
     x, p = here
-    x = torch.addcmul(x, along, turned(scale, p, dense))
+    x = in_columns(torch.addcmul(x, along, turned(scale, p, dense)))
     return x, torch.addcmul(p, along, pulled(scale, field.passing_score(x), dense))
 
 
