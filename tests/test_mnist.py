@@ -499,6 +499,21 @@ def test_images_for_choosing_are_looked_at_in_parts(data):
     assert trained.curve[-1].nats == pytest.approx(exactly(trained.field, images.valid).value)
 
 
+def test_weights_of_a_laplace_law_are_small_and_biases_are_not(data):
+    """Of a steep law all are nearly 0; the law is not of the images that are looked at."""
+    quick = FAMILIES["fvsbn"].quick
+    recipe = replace(quick.recipe, steps=60, learning_rate=0.05, weight_decay=0.0)
+    plain, lax, steep = (
+        replace(quick, recipe=recipe, sparse=sparse).train(data, Plan()) for sparse in (0, 1, 500)
+    )
+    sizes = [
+        t.field.network.backbone.layer.weight.tril(-1).abs().mean() for t in (plain, lax, steep)
+    ]
+    assert sizes[0] > sizes[1] > 5 * sizes[2]
+    assert steep.field.network.backbone.layer.bias.abs().mean() > 0.5
+    assert steep.curve[-1].nats == pytest.approx(exactly(steep.field, data.valid).value)
+
+
 def test_minutes_are_steps_by_the_time_of_a_step():
     assert Plan(minutes=1.0).of(1000, lambda: 0.5) == 108
     assert Plan(minutes=1.0).of(100, lambda: 0.5) == 100

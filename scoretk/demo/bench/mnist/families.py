@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from scoretk.core.anatomy import state_like
 from scoretk.core.noise import Noise
@@ -107,11 +107,14 @@ class Masked:
         backbone: Makes it.
         recipe: How it is fitted.
         name: What it is, in words.
+        sparse: The rate of a Laplace law of the weights, but not of the biases, in nats of all
+            images: what data say little about is 0.
     """
 
     backbone: Callable[[], Backbone]
     recipe: Recipe
     name: str
+    sparse: float = 0.0
 
     def train(self, data: Split, plan: Plan) -> Trained:
         """As `Family.train`."""
@@ -123,8 +126,12 @@ class Masked:
 
             def loss(x: Tensor, _: torch.Generator) -> Tensor:
                 # NADE's hidden units of each site of 2,000 images are more than memory holds
-                parts = x.split(len(x) if law.network.training else CHUNK)
-                return -torch.cat([law.log_prob(part) for part in parts]) / PIXELS
+                learns = law.network.training
+                parts = x.split(len(x) if learns else CHUNK)
+                nats = -torch.cat([law.log_prob(part) for part in parts])
+                if learns and self.sparse:
+                    nats = nats + self.sparse * _size(network) / len(data.train)
+                return nats / PIXELS
 
             return Task(law.network, loss, lambda p: PIXELS * (p.held_out or 0.0))
 
@@ -202,6 +209,12 @@ def drawn_exactly(field: Any, n: int, seed: int) -> Tensor:
 def place(field: Any) -> torch.device:
     """The device of a field's weights, where `sample` has its chains too."""
     return state_like(field)[0].device
+
+
+def _size(network: nn.Module) -> Tensor:
+    """The sum of the magnitudes of all weights, without biases, `()`."""
+    weights = [w.abs().sum() for w in network.parameters() if w.ndim > 1]
+    return torch.stack(weights).sum()
 
 
 def words(name: str, recipe: Recipe) -> str:

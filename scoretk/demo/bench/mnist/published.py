@@ -89,7 +89,12 @@ FAMILIES: dict[str, Entry] = {
     "fvsbn": Entry(
         97.45,
         f"{NADE}; not checked",
-        Masked(partial(SigmoidBelief, PIXELS), _recipe(20_000, 128, 3e-3), "logistic regressions"),
+        Masked(
+            partial(SigmoidBelief, PIXELS),
+            _recipe(20_000, 128, 3e-3, 0.0),
+            "logistic regressions, their weights of a Laplace law of rate 5",
+            sparse=5.0,
+        ),
         Masked(partial(SigmoidBelief, PIXELS), QUICK, "logistic regressions"),
     ),
     "nade": Entry(
