@@ -172,19 +172,19 @@ def test_exact_draws_stay_exact(name, kernel):
     assert distance(one_step_from_exact(kernels(size)[kernel], target, seed=3)) < 1
 
 
-def no_kinetic_term(velocity, gradient, time, dim):
-    turned, change = turn(velocity, gradient, time, dim)
+def no_kinetic_term(velocity, gradient, time, dim, least):
+    turned, change = turn(velocity, gradient, time, dim, least)
     return turned, torch.zeros_like(change)
 
 
-def dimension_not_less_one(velocity, gradient, time, dim):
+def dimension_not_less_one(velocity, gradient, time, dim, least):
     """d in place of d - 1, in the turn and in the volume."""
-    return turn(velocity, gradient, time, dim + 1)
+    return turn(velocity, gradient, time, dim + 1, least)
 
 
-def volume_of_d(velocity, gradient, time, dim):
+def volume_of_d(velocity, gradient, time, dim, least):
     """d in place of d - 1, in the volume alone."""
-    turned, change = turn(velocity, gradient, time, dim)
+    turned, change = turn(velocity, gradient, time, dim, least)
     return turned, change * dim / (dim - 1)
 
 
@@ -217,6 +217,22 @@ def test_invariance_catches_wrong_kernels(monkeypatch, name, part, mutant):
     monkeypatch.setattr(mclmc, part, mutant)
     target, size, distance = TARGETS[name]
     assert distance(one_step_from_exact(kernels(size)["fixed"], target, seed=3)) > 1.5
+
+
+@pytest.mark.parametrize("integrator", INTEGRATORS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_steps_that_are_far_too_long_are_rejected(dtype, integrator):
+    """A gradient turns velocities of all kinds to its own direction; what is left of the difference is rounding.
+
+    Half of the chains were taken to where the density is e^-700 and less.
+    """
+    for dim, steps in [(2, 1), (2, 2), (3, 1), (20, 1)]:
+        x = some(512, dim).to(dtype)
+        for size in (10.0, 30.0, 100.0, 1e3):
+            kernel = AdjustedMCLMC(size, leapfrogs=steps, metric="none", integrator=integrator)
+            draws = stk.sample(gaussian(dim=dim), kernel, init=x, steps=1, warmup=0, seed=1)
+            assert draws.x.dtype is dtype
+            assert float(draws.final.square().sum(1).max()) / 2 < dim / 2 + 40, (dim, steps, size)
 
 
 def test_scales_leave_the_target_as_it_is():

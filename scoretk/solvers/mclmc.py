@@ -16,6 +16,10 @@ exp(-delta), s = u + e and a = |s|^2 / 4 = (1 + c) / 2,
 
     u' ~ q s + e (a (1 - q)^2 - q^2),    log D = delta + log(a + (1 - a) q^2).
 
+A strong gradient turns velocities of all kinds to its own direction, but for rounding. Where the
+next turn is straight against that, a is rounding too: in W it counts as the square of `ROUNDING`
+units in the last place at least, so that W is too large there and not too small.
+
 A step of size eps alternates turns of u with drifts of x, symmetrically; `INTEGRATORS` has the
 shares of eps.
 
@@ -91,6 +95,8 @@ QUARTER = math.pi / 2
 """A quarter of a Gaussian's period, over the root of its summed variances."""
 FIRST_STEPS = 10
 """Steps of an adjusted trajectory before its length is known."""
+ROUNDING = 16
+"""How many units in the last place directions are off by at most."""
 
 
 class MCLMCState(NamedTuple):
@@ -139,7 +145,9 @@ def direction(step: int | Tensor, stream: Stream, x: Tensor, noise: NoiseSource)
     return polar(z, z)[1]
 
 
-def turn(velocity: Tensor, gradient: Tensor, time: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+def turn(
+    velocity: Tensor, gradient: Tensor, time: Tensor, dim: int, least: float = 0.0
+) -> tuple[Tensor, Tensor]:
     """The velocity after a turn by a constant gradient, and the energy that the turn takes.
 
     Args:
@@ -147,6 +155,7 @@ def turn(velocity: Tensor, gradient: Tensor, time: Tensor, dim: int) -> tuple[Te
         gradient: g = S grad E, like it.
         time: t, `()` or `(chains,)`.
         dim: d, at least 2.
+        least: What a counts as at least in the energy, where u is known to rounding alone.
 
     Returns:
         u', like the velocity, and `(d - 1) log D`, `(chains,)`.
@@ -156,7 +165,8 @@ def turn(velocity: Tensor, gradient: Tensor, time: Tensor, dim: int) -> tuple[Te
     q, both = (-delta).exp(), velocity - uphill
     a = row_dot(both, both) / 4
     turned = across(q, both) * both + across(q**2 - a * (1 - q) ** 2, both) * uphill
-    log_shrinkage = delta + log_add_exp(a.log(), (1 - a).clamp(min=0).log() - 2 * delta)
+    kept = (1 - a).clamp(min=0).log() - 2 * delta
+    log_shrinkage = delta + log_add_exp(a.clamp(min=least).log(), kept)
     return polar(turned, velocity)[1], (dim - 1) * log_shrinkage
 
 
@@ -185,14 +195,15 @@ def isokinetic(
     shares, dim = INTEGRATORS[integrator], start.x.shape[1:].numel()
     turns, drifts = shares[::2], shares[1::2] * steps
     inner = (*turns[1:-1], turns[-1] + turns[0]) * (steps - 1)
-    x, (u, kinetic) = start.x, turn(velocity, scale * start.grad, turns[0] * eps, dim)
+    least = (ROUNDING * torch.finfo(start.x.dtype).eps) ** 2
+    x, (u, kinetic) = start.x, turn(velocity, scale * start.grad, turns[0] * eps, dim, least)
     for drift, share in zip(drifts[:-1], inner + turns[1:-1], strict=True):
         x = x + across(drift * eps, x) * scale * u
-        u, change = turn(u, -scale * field.passing_score(x), share * eps, dim)
+        u, change = turn(u, -scale * field.passing_score(x), share * eps, dim, least)
         kinetic = kinetic + change
     x = x + across(drifts[-1] * eps, x) * scale * u
     energy, gradient = field.energy_and_grad(x)
-    u, change = turn(u, scale * gradient, turns[-1] * eps, dim)
+    u, change = turn(u, scale * gradient, turns[-1] * eps, dim, least)
     return MicrocanonicalTrajectory(
         Point(x, energy, gradient), u, energy - start.energy + kinetic + change
     )
@@ -379,15 +390,11 @@ class MCLMC(_Isokinetic):
         """
         eps = state.step_size.to(state.x.dtype) * shorter
         new, info = self._stepped(field, state, noise, eps)
-        own = ("x", "velocity", "energy", "grad")
-        moved = torch.stack([finite_rows(v) for v in (*new[: len(own)], info["energy_error"])]).all(
-            0
-        )
+        own, error = ("x", "velocity", "energy", "grad"), info["energy_error"]
+        moved = torch.stack([finite_rows(v) for v in (*new[: len(own)], error)]).all(0)
         held = {name: select_rows(moved, getattr(new, name), getattr(state, name)) for name in own}
         new = new._replace(**held)
-        return Trial(
-            new, {"energy": new.energy, "energy_error": info["energy_error"]}, moved.to(eps.dtype)
-        )
+        return Trial(new, {"energy": new.energy, "energy_error": error}, moved.to(eps.dtype))
 
 
 @takes_pilot
