@@ -4,6 +4,10 @@ import pytest
 import torch
 
 import scoretk as stk
+from scoretk.core.noise import Noise
+from scoretk.core.streams import Stream
+from scoretk.demo.bench.gym import Volatility
+from scoretk.fields import resolve
 from tests.marks import slow_but
 
 FIELD = stk.Energy(lambda x: (x / torch.tensor([1.0, 3.0]).to(x)).square().sum(1) / 2, (2,))
@@ -177,3 +181,63 @@ def test_chains_of_any_batch_are_the_same_and_their_evaluations_counted(kernel):
     whole = stk.sample(stk.Energy(energy, (2,)), kernel, **run)
     assert sum(calls) == whole.cost["score"] + 12  # of `run.outwards`
     assert torch.equal(whole.x, stk.sample(stk.Energy(energy, (2,)), kernel, batch=3, **run).x)
+
+
+UNTUNED = [
+    stk.HMC(leapfrogs=2),
+    stk.NUTS(max_depth=2),
+    stk.ChEES(length=1.0),
+    stk.MCLMC(),
+    stk.MCLMC(integrator="leapfrog"),
+    stk.AdjustedMCLMC(leapfrogs=2),
+    stk.PreconditionedLangevin(),
+    stk.MALA(),
+    stk.GHMC(),
+    stk.Barker(),
+]
+
+
+@pytest.mark.parametrize("dim", [2, 30, 1000])
+@pytest.mark.parametrize("kernel", UNTUNED, ids=repr)
+def test_a_step_of_warmup_that_is_too_long_leaves_chains_where_the_mass_is(kernel, dim):
+    """With what other scales made of it, 30 and 300 times as long as one that suits the target."""
+    field = resolve(stk.Energy(lambda x: x.square().sum(1) / 2, (dim,)), kernel.needs, timed=False)
+    noise, alive = Noise(3, 16, dtype=torch.float64), torch.ones(16, dtype=torch.bool)
+    x = noise.normal(0, Stream.USER, (dim,), torch.float64)
+    state = kernel.init(field, x, noise)
+    state, _, _ = kernel.adaptation.begin(kernel, field, state, noise, alive)
+    for longer in (30.0, 300.0):
+        there = kernel.trial(field, state, noise, torch.full((16,), longer, dtype=torch.float64))
+        stayed = (there.state.x == x).all(1)
+        assert torch.equal(there.state.energy[stayed], state.energy[stayed])
+        assert (there.state.energy - state.energy).max() < 20 * dim**0.5
+        assert (there.accept[~stayed] > 0).all()
+        assert torch.equal(there.state.x, x) or not stayed.all()
+
+
+def days(n):
+    """Returns whose logarithmic variances are an AR(1) process of persistence .95 and shocks of .34, about -9.8."""
+    noise = Noise(4, 1, dtype=torch.float64)
+    shocks, returns = noise.normal(0, Stream.USER, (2, n), torch.float64)[0]
+    h = [shocks[0] * 0.34 / (1 - 0.95**2) ** 0.5]
+    for shock in shocks[1:]:
+        h.append(0.95 * h[-1] + 0.34 * shock)
+    return returns * ((torch.stack(h) - 9.8) / 2).exp()
+
+
+ARRIVES = [stk.MCLMC(), pytest.param(stk.MCLMC(metric="fisher"), marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("kernel", ARRIVES, ids=repr)
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_no_chain_of_a_volatility_is_lost_on_the_way_from_normals(kernel, seed):
+    """Where shocks are near 0 all days are alike, and nothing there leads back.
+
+    Of the first windows of warmup the scales are how far apart chains began.
+    """
+    draws = stk.sample(Volatility(days(1000)), kernel, 8, 1, 80, seed=seed)
+    persistence, mean, shock = draws.final[:, :3].T
+    assert draws.failures == {}
+    assert 1.5 < persistence.min() < persistence.max() < 5.5  # of .95 it is 3.7
+    assert -11.5 < mean.min() < mean.max() < -8
+    assert -2 < shock.min() < shock.max() < 0.7  # of .34 it is -.9

@@ -34,6 +34,11 @@ warmup brings to `energy_variance` (`warmup.step_size.EnergyError`).
 `AdjustedMCLMC` draws u anew, makes N steps and accepts x' with probability min(1, exp(-W)): exact
 at any step size, so that each trajectory may draw its own: eps (1 + j v) r^v, v uniform in (-1, 1).
 
+No decision takes back a step that is too long. New scales make one so: those of a window in which
+chains have hardly moved are how far apart these began, and may be 40 times as wide as what the step
+size suits. The energy of draws varies by sqrt(d / 2) where they are normal; a step of warmup whose
+W is above `STRAY` sqrt(d) is not made, and the step size shrinks.
+
 At unit speed a chain that starts far off would take all of warmup to arrive, and where the energy
 is large its error W is rounding. So, where eps is tuned in a warmup of at least 20 steps, the steps
 before the windows are Hamiltonian, with settings of each chain's own (`warmup.approach`). Then eps
@@ -96,7 +101,9 @@ QUARTER = math.pi / 2
 FIRST_STEPS = 10
 """Steps of an adjusted trajectory before its length is known."""
 ROUNDING = 16
-"""How many units in the last place directions are off by at most."""
+"""How many units in the last place directions and energies are off by at most."""
+STRAY = 10.0
+"""The largest error W over sqrt(d) of a step that is kept in warmup."""
 
 
 class MCLMCState(NamedTuple):
@@ -307,7 +314,8 @@ class MCLMC(_Isokinetic):
     For many dimensions, where a Metropolis decision makes steps small.
 
     Reports "energy" and "energy_error", W of the step. A chain that leaves the target's support is
-    `NONFINITE`, except in warmup, where it stays and the step size shrinks.
+    `NONFINITE`, except in warmup, where it stays and the step size shrinks, as it does where W is
+    above 10 sqrt(d).
 
     Args:
         step_size: eps > 0, a length in scaled space; None to tune it in warmup.
@@ -386,12 +394,15 @@ class MCLMC(_Isokinetic):
     ) -> Trial:
         """As `Tunable.trial`.
 
-        A chain whose step would not end at finite numbers stays where it is, with acceptance 0.
+        A chain whose step would not end at finite numbers, or with an error W above `STRAY` times
+        sqrt(d) that is not rounding, stays where it is, with acceptance 0.
         """
         eps = state.step_size.to(state.x.dtype) * shorter
         new, info = self._stepped(field, state, noise, eps)
         own, error = ("x", "velocity", "energy", "grad"), info["energy_error"]
-        moved = torch.stack([finite_rows(v) for v in (*new[: len(own)], error)]).all(0)
+        sound = torch.stack([finite_rows(v) for v in (*new[: len(own)], error)]).all(0)
+        rounding = ROUNDING * torch.finfo(error.dtype).eps * state.energy.abs()
+        moved = sound & (error <= STRAY * math.sqrt(state.x.shape[1:].numel()) + rounding)
         held = {name: select_rows(moved, getattr(new, name), getattr(state, name)) for name in own}
         new = new._replace(**held)
         return Trial(new, {"energy": new.energy, "energy_error": error}, moved.to(eps.dtype))
