@@ -201,6 +201,16 @@ def test_posteriors_are_what_torch_says_of_their_laws(law, folder):
     assert torch.allclose(off, off.mean().expand(6), rtol=0, atol=1e-9)
 
 
+def test_a_volatility_whose_persistence_rounds_to_one_has_an_energy(folder):
+    field = gym.volatility(folder).field
+    u = normals(6, *field.event_shape, seed=2) / 2
+    for end in (-30.0, 30.0):
+        u[:, 0] = end
+        torch.testing.assert_close(
+            field.energy(u.float()).double(), field.energy(u), rtol=1e-3, atol=0
+        )
+
+
 def test_the_score_of_answers_is_that_of_their_energy(folder):
     field = gym.item_response(folder).field
     u = (normals(6, *field.event_shape, seed=2) / 2).requires_grad_()  # more than one part of rows
@@ -325,7 +335,9 @@ def test_conditional_moments_by_quadrature():
         torch.testing.assert_close(found[0], right, rtol=1e-5, atol=0)
 
 
-def test_errors_do_not_depend_on_how_draws_come_in_blocks():
+@pytest.mark.parametrize("cached", [1, 40, 1000, low_error.CACHED])
+def test_errors_do_not_depend_on_how_draws_come_in_blocks(monkeypatch, cached):
+    monkeypatch.setattr(low_error, "CACHED", cached)
     x = normals(3, 700, 2, seed=5)
     whole, parts = Errors.of(unit(2), 3), Errors.of(unit(2), 3)
     whole.add(x, 0.0, 1400.0)

@@ -242,7 +242,10 @@ class Volatility:
         """(phi, m, s, m + h), `(batch, 3 + n)`."""
         phi, shock = 2 * u[:, :1].sigmoid() - 1, softplus(u[:, 2:3])
         innovations = u[:, 3:]
-        first = innovations[:, :1] / (1 - phi.square()).sqrt()
+        spread = (
+            -(logsigmoid(u[:, :1]) + logsigmoid(-u[:, :1])) / 2
+        ).exp() / 2  # phi may round to 1
+        first = innovations[:, :1] * spread
         h = autoregressive(shock * torch.cat([first, innovations[:, 1:]], 1), phi)
         return torch.cat([phi, u[:, 1:2], shock, h + u[:, 1:2]], 1)
 

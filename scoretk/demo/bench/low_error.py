@@ -56,6 +56,8 @@ RATIO = 1.005
 FIRST_BLOCK, MOST_NUMBERS = 64, 1 << 25
 MOST_NUMBERS_ACCELERATOR = 1 << 28
 """The most numbers of a block: a call of `sample` costs as much beside them on any device."""
+CACHED = 1 << 17
+"""How many numbers of draws are squared together on a CPU."""
 LEAST = 64
 """The fewest draws before a run may end: fewer have low errors by chance alone."""
 BOOTSTRAPS = 200
@@ -162,14 +164,26 @@ class Errors:
         done, n = 0, x.shape[1]
         while done < n:
             stop = min(n, self._next - self.draws + done)
-            part = x[:, done:stop]
-            rows = wide(self.moments.of(part.reshape(-1, *x.shape[2:])))
-            more = rows.square().reshape(len(x), stop - done, -1).sum(1)
+            more = self._squares(x[:, done:stop])
             self.sums = on(self.sums, more.device) + more
             self.draws += stop - done
             done = stop
             if self.draws == self._next:
                 self._look(before + (after - before) * done / n)
+
+    def _squares(self, x: Tensor) -> Tensor:
+        """The sums of the squares of draws `(chains, n, *event_shape)`, `(chains, k)`."""
+        sums = [
+            sum(
+                wide(self.moments.of(part.flatten(0, 1)))
+                .square()
+                .unflatten(0, part.shape[:2])
+                .sum(1)
+                for part in some.split(steps, 1)
+            )
+            for some, steps in _parts(x)
+        ]
+        return torch.cat(sums)
 
     def _look(self, gradients: float) -> None:
         mean, var = (
@@ -208,6 +222,18 @@ def _first_lasting(at: Tensor, error: Tensor) -> Tensor:
     high = (median >= LOW).nonzero()
     after = int(high[-1]) + 1 if len(high) else 0
     return at[after] if after < len(at) else at.new_tensor(math.inf)
+
+
+def _parts(x: Tensor) -> list[tuple[Tensor, int]]:
+    """Some chains' draws, and of how many steps a part is that a processor's cache holds.
+
+    On a device of many: each part is kernels of its own.
+    """
+    if x.device.type != "cpu":
+        return [(x, x.shape[1])]
+    draws = max(1, CACHED // x[0, 0].numel())
+    steps = min(draws, x.shape[1])
+    return [(some, steps) for some in x.split(draws // steps)]
 
 
 class Contestant(Protocol):
