@@ -508,6 +508,7 @@ def test_long_rows_are_compiled_where_steps_can_be_captured(monkeypatch):
         return [plan.compile for plan in plans]
 
     assert compiled("funnel-20", "mclmc") == [True]
+    assert compiled("bimodal", "adjusted-mclmc-leapfrog") == [True]
     assert compiled("funnel-20", "nuts") == [False]
     assert compiled("banana", "mclmc") == [False]
 

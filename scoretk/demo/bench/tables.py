@@ -77,6 +77,10 @@ SOLVERS: dict[str, tuple[Any, int | None]] = {
         AdjustedMCLMC(leapfrogs=8, spread=5.0, accept=0.65, metric="none"),
         120,
     ),
+    "adjusted-mclmc-leapfrog": (
+        AdjustedMCLMC(leapfrogs=4, integrator="leapfrog", accept=0.92, metric="none"),
+        120,
+    ),
     "chees": (ChEES(), None),
     "chees-fisher": (ChEES(metric="fisher"), 150),
     "chees-unscaled": (ChEES(metric="none"), 150),
@@ -87,7 +91,7 @@ MOST_TUNING = 2000
 """Gradients of warmup a chain beyond which a row is not counted as reached."""
 PATIENCE, UNKNOWN_BUDGET = 1.5, 1e6
 """A run is given up at so many times the best published number, or at a million gradients."""
-COMPILED_FROM = 5e5
+COMPILED_FROM = 2.5e5
 """From what budget on steps are compiled, which takes minutes and makes gradients ten times faster."""
 
 
