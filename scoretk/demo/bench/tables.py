@@ -36,7 +36,7 @@ from scoretk.demo.bench.target import Target
 from scoretk.errors import InvalidArgument, ScoretkError, UnknownName
 from scoretk.plugins import load_solver
 from scoretk.plugins.targets import BUILT_IN_TARGETS, load_target
-from scoretk.solvers import MCLMC, NUTS, AdjustedMCLMC, ChEES
+from scoretk.solvers import HMC, MCLMC, NUTS, AdjustedMCLMC, ChEES
 
 __all__ = ["TABLES"]
 
@@ -84,6 +84,7 @@ SOLVERS: dict[str, tuple[Any, int | None]] = {
     "chees": (ChEES(), None),
     "chees-fisher": (ChEES(metric="fisher"), 150),
     "chees-unscaled": (ChEES(metric="none"), 150),
+    "hmc-fisher": (HMC(leapfrogs=18, metric="fisher"), 100),
     "nuts": (NUTS(), None),
 }
 """The solvers of "low-error" and their steps of warmup, None for the default; others go by name."""
