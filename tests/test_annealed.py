@@ -9,6 +9,7 @@ import torch
 from scipy.stats import norm
 
 import scoretk as stk
+from scoretk.fields.combine.powers import exponents
 from scoretk.fields.resolve import resolve
 from scoretk.models.digits.data import load_digits
 from scoretk.models.targets.mixture import gaussian, ring_mixture
@@ -345,6 +346,89 @@ def test_steps_that_do_not_know_the_power_are_caught(monkeypatch):
     for name in ("tempered by 2", "tempered by 10"):
         weight, power = POWERS[name]
         assert end_of(stk.VP(), power, weight) > 1.03
+
+
+def seen_by_a_classifier(std, path=stk.VP()):  # noqa: B008 (frozen)
+    """`log p(y | x_t)` of y = 0, measured of the first entry with this error, of data N(0, 2^2)."""
+
+    def log_prob(x, t):
+        alpha, sigma = path.alpha(t.double()), path.sigma(t.double())
+        total = alpha**2 * 4 + sigma**2
+        mean, variance = alpha * 4 / total * x[:, 0].double(), 4 * sigma**2 / total + std**2
+        return -(mean**2) / (2 * variance)
+
+    return log_prob
+
+
+NARROW, WIDE = (diffused(stk.VP(), std) for std in (0.1, 2.0))
+GUIDED = {
+    "by 5": (lambda: stk.guided(NARROW, 5.0, WIDE), 5 / 0.1**2 - 4 / 2**2, 5.0),
+    "by 30": (lambda: stk.guided(NARROW, 30.0, WIDE), 30 / 0.1**2 - 29 / 2**2, 30.0),
+    "between": (lambda: stk.guided(NARROW, 0.5, WIDE), 0.5 / 0.1**2 + 0.5 / 2**2, 1.0),
+    "near neither": (lambda: stk.guided(NARROW, 0.1, WIDE), 0.1 / 0.1**2 + 0.9 / 2**2, 1.0),
+    "away": (lambda: stk.guided(WIDE, -4.0, NARROW), -4 / 2**2 + 5 / 0.1**2, 5.0),
+    "a product of": (
+        lambda: stk.product(stk.guided(NARROW, 5.0, WIDE), WIDE),
+        5 / 0.1**2 - 3 / 2**2,
+        6.0,
+    ),
+    "of a power": (
+        lambda: stk.guided(stk.tempered(NARROW, 0.5), 4.0, stk.product(WIDE)),
+        8 / 0.1**2 - 3 / 2**2,
+        8.0,
+    ),
+    "a posterior of": (
+        lambda: stk.posterior(
+            stk.guided(NARROW, 5.0, WIDE), stk.LinearGaussian(torch.eye(2), torch.zeros(2), 0.2)
+        ),
+        5 / 0.1**2 - 4 / 2**2 + 1 / 0.2**2,
+        5.0,
+    ),
+    "by a classifier": (
+        lambda: stk.classifier_guided(WIDE, seen_by_a_classifier(0.1), 20.0),
+        1 / 2**2 + 20 / 0.1**2,
+        20.0,
+    ),
+    "away from a class": (
+        lambda: stk.classifier_guided(WIDE, seen_by_a_classifier(3.0), -0.5),
+        1 / 2**2 - 0.5 / 3**2,
+        1.5,
+    ),
+}
+"""Fields, the precision of the law of the first entry at the end, and the sum of the exponents above 0."""
+
+
+def furthest_and_end(make, precision):
+    """The largest variance of a run's first entry on its way, in units of that of the start, and the standard deviation
+    at its end, in units of the right one: by what each step makes of a unit.
+    """
+    field, solver = resolve(make(), {"score"}), AnnealedLangevin(denoise=False)
+    v = start = float(solver.ladder(field)[0]) ** 2
+    most, unit = v, torch.tensor([[1.0, 0.0]], dtype=torch.float64)
+    rows, turns = solver._table(field).unique_consecutive(dim=0, return_counts=True)
+    for (t, alpha, drift, noise), n in zip(rows.tolist(), turns.tolist(), strict=True):
+        square = (1 + drift * float(field.score(unit * alpha, t)[0, 0])) ** 2
+        for _ in range(n):
+            v = square * v + noise**2
+            most = max(most, v)
+    return most / start, math.sqrt(v * precision)
+
+
+@pytest.mark.parametrize("name", GUIDED)
+def test_steps_under_guidance_are_stable_on_every_level(name):
+    """Where one field is narrow beside a level and the other wide, the density is the weight times as curved."""
+    make, precision, most = GUIDED[name]
+    furthest, width = furthest_and_end(make, precision)
+    assert furthest < 1.5
+    assert 1 < width < 1.03
+    assert exponents(make())[1] == pytest.approx(most)
+
+
+def test_steps_that_do_not_know_the_weight_are_caught(monkeypatch):
+    """The mutant: as large under guidance as without."""
+    monkeypatch.setattr(annealed, "exponents", lambda field: (1.0, 1.0))
+    for name in ("by 30", "away", "by a classifier"):
+        assert furthest_and_end(*GUIDED[name][:2])[0] > 100
 
 
 @pytest.mark.thorough

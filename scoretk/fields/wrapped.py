@@ -49,6 +49,7 @@ __all__ = [
     "check_within",
     "not_kept",
     "shared_map",
+    "without_flow",
 ]
 
 
@@ -278,6 +279,14 @@ class Wrapped:
         """
         return self.kind in FLOWS
 
+    def exponents(self, parts: Sequence[tuple[float, float]]) -> tuple[float, float]:
+        """With which exponents it has its fields' densities in time, see `combine.powers.exponents`.
+
+        Args:
+            parts: Those of each of its fields in time, in the order of `inner`.
+        """
+        return min(least for least, _ in parts), max(most for _, most in parts)
+
     @cached_property
     def event_shape(self) -> tuple[int, ...]:
         """The event shape of its fields."""
@@ -408,7 +417,7 @@ def check_flow(field: Any) -> None:
         "Reduce, reuse, recycle: compositional generation with energy-based diffusion models and
         MCMC" (2023).
     """
-    found = _without_flow(field)
+    found = without_flow(field)
     if found is not None:
         raise MissingCapability(
             field_name(found),
@@ -422,14 +431,14 @@ def check_flow(field: Any) -> None:
         )
 
 
-def _without_flow(field: Any) -> Any:
+def without_flow(field: Any) -> Any:
     """The first part of a field in time that no flow follows; None where there is none."""
     field = getattr(field, "native", field)
     if not isinstance(field, Wrapped) or not is_timed(field):
         return None
     if not field.flows:
         return field
-    return next((part for part in map(_without_flow, field.inner) if part is not None), None)
+    return next((part for part in map(without_flow, field.inner) if part is not None), None)
 
 
 def shared_map(argument: str, fields: Sequence[Any]) -> Any:

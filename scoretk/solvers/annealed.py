@@ -67,6 +67,7 @@ from scoretk.fields.combine.powers import exponents
 from scoretk.fields.paths import EDM, VE, GaussianPath
 from scoretk.fields.protocols import NoiseSource
 from scoretk.fields.resolve import TimedField
+from scoretk.fields.wrapped import without_flow
 from scoretk.fields.wrappers import Diffusion
 from scoretk.ode.grids import LARGEST_LEVEL, SMALLEST_LEVEL, levels
 from scoretk.solvers.base import Info, TableState, read_row
@@ -277,10 +278,11 @@ class AnnealedLangevin:
             a static one.
         steps_per_level: T, the number of steps at each level. None takes, for a timed field, as
             many as bring the law's width within 2 %, on powers and products of fields (`tempered`,
-            `product`) too; for a static one 5. (NCSNv2 takes 5, which leaves a Gaussian a fifth too
+            `product`) and under guidance too; for a static one 5. (NCSNv2 takes 5, which leaves a Gaussian a fifth too
             wide.)
         step_size: eps, at the last level. None takes NCSNv2's technique 4 where `steps_per_level`
-            is given, else half of the largest stable one, `sigma_L^2` for a single field; a static
+            is given, else half of the largest stable one, `sigma_L^2` for a single field and as many
+            times smaller as exponents add up to for powers, products and guidance; a static
             field has no such rule and needs a number.
         denoise: Whether a timed field's run ends with the denoised mean, one evaluation more.
 
@@ -443,7 +445,7 @@ class AnnealedLangevin:
         rate = (
             self.steps_per_level * q / _log_ratio(ladder) * least if len(ladder) > 1 else math.inf
         )
-        if exponents(field) != (1.0, 1.0) and rate < 1 + 1 / TOLD:
+        if without_flow(field) is not None and rate < 1 + 1 / TOLD:
             wide = f"{rate / (rate - 1):.3g} times" if rate > 1 else "without a bound"
             warn(
                 f"AnnealedLangevin: with {self.steps_per_level} steps at each of {len(ladder)} levels the "

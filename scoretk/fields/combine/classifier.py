@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,6 +105,11 @@ class Classified(Steered):
             dtype: earliest_time(self.path, dtype) for dtype in (torch.float32, torch.float64)
         }
         object.__setattr__(self, "_earliest", earliest)
+
+    def exponents(self, parts: Sequence[tuple[float, float]]) -> tuple[float, float]:
+        """Of `p(x_t | y)^w p(x_t)^(1 - w)`, what is in the numerator; the field itself is there once."""
+        least, most = parts[0]
+        return least, (max(self.weight, 0.0) + max(1 - self.weight, 0.0)) * most
 
     def plain(self, x: Tensor, t: float | Tensor, cond: dict[str, Tensor]) -> Tensor:
         """The field's own denoiser D, like x."""

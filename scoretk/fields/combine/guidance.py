@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -238,6 +238,12 @@ class Guided(_Blend, Steered):
         ours, theirs = (value.flatten(1).std(1) for value in (g, c))
         ratio = torch.where(ours > 0, theirs / ours, 1.0)  # a constant stays as it is
         return g * across(1 + self.rescale * (ratio - 1), g), c
+
+    def exponents(self, parts: Sequence[tuple[float, float]]) -> tuple[float, float]:
+        """Of `c^w u^(1 - w)`: what is in the numerator, and of that the least, or, of one alone, as where both agree."""
+        w, (least, most), (other, others) = self.weight, parts[0], parts[-1]
+        total = max(w, 0.0) * most + max(1 - w, 0.0) * others
+        return min(w * least, (1 - w) * other) if 0 < w < 1 else min(least, other), total
 
     def at(self, t: float | Tensor) -> Any:
         """The static field of time t.

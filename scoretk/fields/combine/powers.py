@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
@@ -175,6 +176,11 @@ class PoweredTimed(OfMany):
         """`weight sum_i score_i(x, t)`, like x."""
         return self.power * reduce(add, (_score_at(f, x, t) for f in self.views(cond)))
 
+    def exponents(self, parts: Sequence[tuple[float, float]]) -> tuple[float, float]:
+        """The power times the least of its fields, and times the sum of them all."""
+        least, sums = min(least for least, _ in parts), [most for _, most in parts]
+        return self.power * least, self.power * sum(sums)
+
     def at(self, t: float | Tensor) -> Powered:  # type: ignore[override]
         """The static combination at time t, with an energy where the fields have one."""
         return Powered(tuple(f.at(t) for f in self.fields), self.temperature)
@@ -187,16 +193,13 @@ def _score_at(field: TimedField, x: Tensor, t: float | Tensor) -> Tensor:
 
 
 def exponents(field: Any) -> tuple[float, float]:
-    """The least exponent `a_i` in `prod p_i^(a_i)`, and their sum, of a field in time.
+    """The least exponent above 0 in `prod p_i^(a_i)`, and the sum of all above 0, of a field in time.
 
-    A field that is no power or product counts as one law, of exponent 1. Of other wrappers around
-    several fields the extremes are taken.
+    The first tells how slowly Langevin steps forget, the second how curved the densities are: at most so many
+    times as one that is noised. A field that is no power, product or guidance counts as one law, of exponent
+    1; of other wrappers around several fields the extremes are taken.
     """
     field = getattr(field, "native", field)
     if not isinstance(field, Wrapped) or not is_timed(field):
         return 1.0, 1.0
-    parts = [exponents(part) for part in field.inner if is_timed(part)] or [(1.0, 1.0)]
-    least, sums = min(p[0] for p in parts), [p[1] for p in parts]
-    if isinstance(field, PoweredTimed):
-        return field.power * least, field.power * sum(sums)
-    return least, max(sums)
+    return field.exponents([exponents(p) for p in field.inner if is_timed(p)] or [(1.0, 1.0)])
