@@ -11,6 +11,7 @@ from scoretk.core.noise import Noise
 from scoretk.core.streams import Stream
 from scoretk.errors import InvalidArgument, MissingCapability, UnknownName
 from scoretk.fields import GaussianPath, resolve
+from scoretk.fields.combine.powers import exponents
 from scoretk.models.targets.mixture import gaussian, ring_mixture
 from scoretk.solvers import reverse_sde
 from scoretk.solvers.reverse_sde import ReverseSDE
@@ -510,6 +511,68 @@ def test_corrections_mend_a_wrong_law():
             for s in (solver, rough)
         )
         assert abs(mended / STD**2 - 1) < 0.5 * abs(plain / STD**2 - 1)
+
+
+# Corrections that are too few for a power
+
+
+def standard(path):
+    """A field whose data are N(0, 1)."""
+    return gaussian(dim=1).noised(path)
+
+
+POWERS = {
+    "tempered by 2": lambda f: stk.tempered(f, 2.0),
+    "tempered by 4": lambda f: stk.tempered(f, 4.0),
+    "of two": lambda f: stk.product(f, f),
+    "of six": lambda f: stk.product(*[f] * 6),
+    "of one tempered": lambda f: stk.product(f, stk.tempered(f, 4.0)),
+    "in guidance": lambda f: stk.guided(stk.tempered(f, 4.0), 1.0, stk.tempered(f, 2.0)),
+}
+FEW_AND_MANY = {"few": (1, 0.16), "some": (6, 0.16), "many": (60, 0.16), "too large": (3, 0.7)}
+
+
+def read_off(path, solver, power):
+    """The variance at the end of a run for a power of N(0, 1), in units of the right one, by what steps make of a unit."""
+    field = resolve(stk.tempered(standard(path), 1 / power), {"denoise"}, timed=True)
+    one = torch.ones(1, 1, dtype=torch.float64)
+    v = field.base.std**2 * float(solver.start(field, one, None)) ** 2
+    for first, *corrections in solver._intervals(field):
+        for t, a, b, _, spread, _ in (first, *corrections[:1]):
+            square = float(a * one + b * field.denoise(one, t)) ** 2
+            for _ in range(1 if (t, a) == first[:2] else len(corrections)):
+                v = square * v + spread**2
+    return v * power
+
+
+@pytest.mark.parametrize("path", [stk.VP(), stk.EDM()], ids=name)
+@pytest.mark.parametrize("of", POWERS)
+def test_corrections_that_leave_another_width_are_told(of, path, recwarn):
+    """Without a word the variance of a power ended 3 times too large with one correction a level, or 200 times."""
+    for corrector, snr in FEW_AND_MANY.values():
+        solver = ReverseSDE("ancestral", steps=24, corrector=corrector, snr=snr)
+        field = POWERS[of](standard(path))
+        off = [read_off(path, solver, power) for power in {*exponents(field)}]
+        bound = resolve(field, {"denoise"}, timed=True)
+        x = torch.zeros(1, 1, dtype=torch.float64)
+        recwarn.clear()
+        solver.init(bound, x, Noise(0, 1, dtype=torch.float64))
+        told = [str(w.message) for w in recwarn]
+        assert bool(told) == any(not 0.75 < v < 1.25 for v in off), (corrector, snr, off)
+        assert all("the variance of this power or product of fields ends wrong" in t for t in told)
+
+
+@pytest.mark.filterwarnings("ignore:ReverseSDE")
+@pytest.mark.parametrize("of", ["tempered by 4", "of two"])
+def test_the_width_by_steps_of_the_sample_s_own_size(of):
+    solver = ReverseSDE("ancestral", steps=10, corrector=4, rule="sample")
+    field, n = POWERS[of](gaussian(dim=256).noised(stk.VP())), 16
+    power = exponents(field)[1]
+    draws = stk.sample(field, solver, chains=n, dtype=torch.float64).final
+    bound = resolve(field, {"denoise"}, timed=True)
+    rows = [row for rows in solver._intervals(bound) for row in rows]
+    found = float(draws.square().mean()) * power
+    assert found == pytest.approx(solver._width(bound, rows, power), rel=0.15)
 
 
 def moved(solver, field, x, seed=0):

@@ -74,15 +74,18 @@ from torch import Tensor
 from scoretk.core.arguments import counts, finite, flags, option, positive
 from scoretk.core.rows import across, add_scaled, row_sum
 from scoretk.core.streams import Stream
+from scoretk.core.warned import warn
 from scoretk.errors import InvalidArgument, MissingCapability, SingularConversion, UnknownName
+from scoretk.fields.combine.powers import exponents
 from scoretk.fields.paths import GaussianPath
 from scoretk.fields.protocols import NoiseSource, field_name
 from scoretk.fields.resolve import TimedField, gaussian_path
-from scoretk.fields.wrapped import check_flow
+from scoretk.fields.wrapped import check_flow, without_flow
 from scoretk.ode.grids import grid
 from scoretk.ode.names import FOREIGN, Foreign, spelled
 from scoretk.ode.registry import has_method
 from scoretk.ode.tableaus import Knot, knots
+from scoretk.solvers.annealed import TOLD
 from scoretk.solvers.base import Info, read_row
 
 __all__ = ["ReverseSDE"]
@@ -196,6 +199,7 @@ class ReverseSDE:
         if len(rows) == len(intervals):  # no corrections, or all levels are at sigma = 0
             check_flow(field)
         self._check_first(field)
+        self._warn_of_width(field, rows)
         table = torch.tensor(rows, dtype=torch.float64)
         return SDEState(x, torch.zeros_like(x), table, torch.zeros((), dtype=torch.int64))
 
@@ -213,6 +217,34 @@ class ReverseSDE:
                 f"On {field.path!r} alpha({first:g}) is 0, where the score does not tell it (as that of a power or a "
                 "product of fields does not). Take AnnealedLangevin(), or a path whose alpha(0) is above 0, such as VP()",
             )
+
+    def _warn_of_width(self, field: TimedField, rows: list[tuple[float, ...]]) -> None:
+        """Warn where corrections are too few for a power or a product of fields, or too large."""
+        if without_flow(field) is None:
+            return
+        off = [self._width(field, rows, power) for power in {*exponents(field)}]
+        worst = max(off, key=lambda ratio: abs(math.log(ratio)) if ratio > 0 else math.inf)
+        if not 1 - TOLD < worst < 1 + TOLD:
+            warn(
+                f"ReverseSDE: with {self.corrector} corrections at each level, of snr {self.snr:g}, the variance of "
+                f"this power or product of fields ends wrong, {worst:.3g} times that of a standard normal. Set more "
+                "of them, or more steps, or take AnnealedLangevin(), which makes as many as are needed"
+            )
+
+    def _width(self, field: TimedField, rows: list[tuple[float, ...]], power: float) -> float:
+        """The variance at the end for a power of N(0, 1) at every time, in units of the right one."""
+        path, t = _path(field), torch.tensor([row[0] for row in rows], dtype=torch.float64)
+        alphas, sigmas = path.alpha(t).tolist(), path.sigma(t).tolist()
+        variance: float = sigmas[0] ** 2 / power
+        for (_, a, b, _, spread, length2), alpha, sigma in zip(rows, alphas, sigmas, strict=True):
+            slope = power / (alpha**2 + sigma**2)  # of minus the score
+            data = (1 - slope * sigma**2) / alpha if alpha > 0 else 0.0
+            part = 1.0
+            if length2 < math.inf:  # |mean - x|^2 = n sigma^4 slope^2 variance
+                entries = math.prod(field.event_shape)
+                part = min(1.0, length2 / (entries * sigma**4 * slope**2 * variance))
+            variance = (1 - part + part * (a + b * data)) ** 2 * variance + part * spread**2
+        return variance * power
 
     def start(self, field: TimedField, x: Tensor, noise: NoiseSource) -> Tensor:
         """A draw x of the base, brought from t = 0 to the grid's first time."""
