@@ -2,8 +2,9 @@
 
 The columns are those of ArviZ, to rounding, over the chains that are well. Draws of a solver that
 reports "log_weight" are weighted: means are sums over `w_i / sum w`, effective draws `(sum w)^2 /
-sum w^2`. Draws of a solver with a grid of its own are independent, whatever else was kept: the last
-one of each chain is judged, and all are effective.
+sum w^2`, or fewer by the errors of those that descend from one start (`diagnostics.weights`). Draws
+of a solver with a grid of its own are independent, whatever else was kept: the last one of each
+chain is judged, and all are effective.
 
 References:
     Vehtari, Gelman, Simpson, Carpenter, Bürkner, "Rank-normalization, folding, and localization: an
@@ -36,7 +37,8 @@ from scoretk.diagnostics.mixing import (
     split,
     tail_effective,
 )
-from scoretk.diagnostics.verdict import Finding, Sampler, as_r_hat, counted, findings, kish
+from scoretk.diagnostics.verdict import Finding, Sampler, as_r_hat, counted, findings
+from scoretk.diagnostics.weights import Weights, weights
 from scoretk.errors import Status
 
 __all__ = ["COLUMNS", "Finding", "Summary", "divergent_draws", "entry_names", "summarise"]
@@ -188,10 +190,10 @@ def summarise(
         }
     flat = kept.numpy()
     chosen = np.unique(np.linspace(0, len(names) - 1, min(most, len(names))).round().astype(int))
-    weight = reported.get("log_weight") if sampler.independent else None
+    weighed = weights(reported, len(flat)) if sampler.independent else None
     rows = (
         {
-            names[i]: _row(flat[:, :, i].astype(np.float64), VALUES // len(chosen), weight, sampler)
+            names[i]: _row(flat[:, :, i].astype(np.float64), VALUES // len(chosen), weighed)
             for i in chosen
         }
         if flat.size
@@ -223,21 +225,16 @@ def entry_names(shape: Sequence[int]) -> list[str]:
     )
 
 
-def _row(values: Any, most: int, log_weight: Any, sampler: Sampler) -> dict[str, float]:
+def _row(values: Any, most: int, weighed: Weights | None) -> dict[str, float]:
     """One coordinate's row of the table; NaN where there are too few draws to tell.
 
     Args:
         values: `(chains, draws)`.
         most: Of how many of them at most ranks are taken.
-        log_weight: Log weights of independent draws, `(chains,)`, or None.
-        sampler: What made the draws.
+        weighed: The weights of independent draws; None of chains.
     """
     with np.errstate(all="ignore"):
-        found = (
-            _weighted(values.ravel(), log_weight)
-            if sampler.independent
-            else _of_chains(values, most)
-        )
+        found = _of_chains(values, most) if weighed is None else _weighted(values.ravel(), weighed)
     return {column: float(found.get(column, math.nan)) for column in COLUMNS}
 
 
@@ -258,19 +255,23 @@ def _of_chains(values: Any, most: int) -> dict[str, float]:
     }
 
 
-def _weighted(values: Any, log_weight: Any) -> dict[str, float]:
-    """The columns for independent draws `(n,)`, weighted or, where `log_weight` is None, equally."""
-    log_weight = (
-        np.zeros(len(values))
-        if log_weight is None or kish(log_weight) == 0
-        else np.asarray(log_weight).ravel()
-    )
-    share = np.exp(log_weight - log_weight.max())
-    share = share / share.sum()
-    worth = kish(log_weight)
+def _weighted(values: Any, weighed: Weights) -> dict[str, float]:
+    """The columns for independent draws `(n,)`."""
+    share, worth = weighed.share, weighed.worth
     mean = (share * values).sum()
     squares = np.square(values - mean)
     variance = (share * squares).sum() * worth / (worth - 1) if worth > 1 else math.nan
+    if weighed.family is not None:
+        error, of_squares = weighed.error(values), weighed.error(squares)
+        own = min(worth, variance / error**2)
+        return {
+            "mean": mean,
+            "sd": np.sqrt(variance),
+            "mcse_mean": error,
+            "mcse_sd": of_squares / np.sqrt(variance) / 2,
+            "ess_bulk": own,
+            "ess_tail": own,
+        }
     kurtosis = (share * np.square(squares)).sum() - (share * squares).sum() ** 2
     return {
         "mean": mean,

@@ -10,7 +10,8 @@ from scipy import stats
 
 import scoretk as stk
 from scoretk.diagnostics import convergence, discrepancies, distances, mixing, quality, summary
-from scoretk.diagnostics.verdict import Sampler, findings, kish
+from scoretk.diagnostics.verdict import Sampler, findings
+from scoretk.diagnostics.weights import kish, weights
 from scoretk.fields.base import NormalBase
 from scoretk.fields.paths import VE
 from scoretk.fields.resolve import resolve
@@ -196,7 +197,7 @@ def test_the_fraction_of_energy_that_a_step_renews():
 
 def test_weighted_draws_have_the_moments_of_their_weights():
     values, logs = RNG.normal(size=40), RNG.normal(size=40)
-    found = summary._row(values, 10, logs, Sampler("AIS(levels=4)"))
+    found = summary._row(values, 10, weights({"log_weight": logs}, 40))
     w = np.exp(logs) / np.exp(logs).sum()
     worth, mean = 1 / (w**2).sum(), w @ values
     squares = (values - mean) ** 2
@@ -209,9 +210,78 @@ def test_weighted_draws_have_the_moments_of_their_weights():
     assert found["mcse_sd"] == pytest.approx(
         math.sqrt(kurtosis / worth) / (2 * math.sqrt(variance))
     )
-    equal = summary._row(values, 10, None, Sampler("ProbabilityFlow(steps=4)"))
+    equal = summary._row(values, 10, weights({}, 40))
     assert equal["sd"] == pytest.approx(values.std(ddof=1))
     assert equal["mcse_mean"] == pytest.approx(values.std() / math.sqrt(40))
+
+
+def test_draws_of_one_start_have_the_error_of_their_sums():
+    """Where each is alone it is as without families, up to what the mean takes of its own draws."""
+    values, logs = RNG.normal(size=24), RNG.normal(size=24)
+    ancestor = np.array([7, 7, 7, 2, 9, 9] * 4)
+    weighed = weights({"log_weight": logs, "ancestor": ancestor}, 24)
+    w = np.exp(logs) / np.exp(logs).sum()
+    mean = w @ values
+    of = [ancestor == one for one in (2, 7, 9)]
+    taken = sum(w[a].sum() ** 2 for a in of)
+    sums = sum((w[a] @ (values[a] - mean)) ** 2 for a in of)
+    assert weighed.error(values) == pytest.approx(math.sqrt(sums / (1 - taken)))
+    assert weighed.families == pytest.approx(1 / taken)
+    found = summary._row(values, 10, weighed)
+    squares = (values - mean) ** 2
+    variance = w @ squares * weighed.worth / (weighed.worth - 1)
+    assert found["mean"] == pytest.approx(mean)
+    assert found["sd"] == pytest.approx(math.sqrt(variance))
+    assert found["mcse_mean"] == pytest.approx(weighed.error(values))
+    assert found["mcse_sd"] == pytest.approx(weighed.error(squares) / 2 / math.sqrt(variance))
+    expected = min(weighed.worth, variance / weighed.error(values) ** 2)
+    assert found["ess_bulk"] == found["ess_tail"] == pytest.approx(expected)
+    alone = weights({"log_weight": logs, "ancestor": np.arange(24)}, 24)
+    assert alone.family is None
+    plain = summary._row(values, 10, alone)["mcse_mean"]
+    assert alone.error(values) == pytest.approx(plain / math.sqrt(1 - 1 / alone.worth))
+    assert math.isnan(weights({"ancestor": np.ones(24)}, 24).error(values))
+
+
+def test_errors_of_resampled_draws_are_those_of_their_means():
+    """Of starts resampled three times with moves between; as if all were independent they are too small by half."""
+    rng, n = np.random.default_rng(3), 300
+    means, errors, alone = [], [], []
+    for _ in range(400):
+        x, ancestor = rng.normal(size=n), np.arange(n)
+        for _ in range(3):
+            w = np.exp(x / 2)
+            chosen = rng.choice(n, n, p=w / w.sum())
+            x, ancestor = x[chosen] * 0.95 + rng.normal(size=n) * 0.0975**0.5, ancestor[chosen]
+        means.append(x.mean())
+        errors.append(weights({"ancestor": ancestor}, n).error(x))
+        alone.append(summary._row(x, 10, weights({}, n))["mcse_mean"])
+    ratio = np.std(means) / math.sqrt(np.square(errors).mean())
+    assert (
+        0.8 < ratio < 1.25
+    )  # of 400 runs it has a standard error of .035, and few starts a bias of .1
+    assert np.std(means) > 1.5 * np.mean(alone)
+
+
+def test_weights_compare_draws_of_one_measurement():
+    """One that is likelier by itself does not count for more than another."""
+    logs = np.array([0.0, math.log(3.0), -900.0, -900.0, -900.0, -np.inf])
+    measurement = np.array([1.0, 1.0, 2.5, 2.5, 2.5, 3.0])
+    found = weights({"log_weight": logs, "measurement": measurement}, 6)
+    np.testing.assert_allclose(found.share, [1 / 12, 1 / 4, 1 / 6, 1 / 6, 1 / 6, 1 / 6])
+
+
+def test_few_starts_are_told():
+    x, stats = RNG.normal(size=(64, 1, 1)), {"log_weight": np.zeros(64)}
+    status, sampler = torch.zeros(64, dtype=torch.int64), Sampler("SMC(levels=4)")
+
+    def kinds(ancestor):
+        told = stats | {"ancestor": ancestor}
+        return {f.kind for f in findings(x, ["x"], status, status - 1, told, sampler)}
+
+    assert "families" in kinds(np.arange(64) // 16)
+    assert not kinds(np.arange(64) // 8)
+    assert not kinds(np.arange(64))
 
 
 def test_distances_between_samples_are_those_of_their_pairs():
@@ -688,7 +758,10 @@ def test_log_weights_have_a_common_constant_that_says_nothing(shift):
     moved = logs + shift
     assert kish(moved) == pytest.approx(np.exp(logs).sum() ** 2 / np.exp(2 * logs).sum())
     pairs = [
-        (list(summary._weighted(values, w).values()), resampled(torch.tensor(w).reshape(2, 12), u))
+        (
+            list(summary._weighted(values, weights({"log_weight": w}, 24)).values()),
+            resampled(torch.tensor(w).reshape(2, 12), u),
+        )
         for w in (logs, moved)
     ]
     np.testing.assert_allclose(pairs[0][0], pairs[1][0], rtol=1e-8)
