@@ -64,9 +64,12 @@ def per_island(draws, statistic):
 
 
 def gaps(case, steps, islands=600, prior_draws=60_000):
-    """z of the evidence, and of the weighted means of x and of |x|^2, against weighted draws of the prior's own steps."""
     likelihood, method = CASES[case]
-    field = stk.posterior(TIMED, likelihood, method)
+    return gaps_of(stk.posterior(TIMED, likelihood, method), steps, islands, prior_draws)
+
+
+def gaps_of(field, steps, islands, prior_draws):
+    """z of the evidence, and of the weighted means of x and of |x|^2, against weighted draws of the prior's own steps."""
     own = stk.sample(
         field, TwistedSMC(steps, island=ISLAND), chains=ISLAND * islands, seed=1, keep="last", **RUN
     )
@@ -92,6 +95,61 @@ def gaps(case, steps, islands=600, prior_draws=60_000):
 )
 def test_weighted_draws_have_the_law_of_the_prior_s_steps_times_the_likelihood(case):
     assert gaps(case, 5) < z_limit(4)
+
+
+def twice(a="mmps", b="dps"):
+    """Measured twice, once linearly."""
+    return stk.posterior(stk.posterior(TIMED, linear(), a), log_likelihood, b)
+
+
+def test_all_measurements_of_a_posterior_of_a_posterior_are_weighed():
+    """The inner one alone by its guidance would leave log p(y) that of the outer one given it."""
+    field, x = twice(), torch.tensor([[0.3, -1.0], [1.0, 0.6]], dtype=torch.float64)
+    both = linear().log_likelihood(x) + log_likelihood(x)
+    torch.testing.assert_close(field.log_likelihood(x), both)
+    assert gaps_of(field, 5, 400, 60_000) < z_limit(4)
+
+
+def test_the_conditions_of_both_measurements_reach_them():
+    field = stk.posterior(stk.posterior(TIMED, linear("y"), "mmps"), linear("z"), "pigdm")
+    x = torch.tensor([[0.3, -1.0]], dtype=torch.float64)
+    cond = {"y": Y[None], "z": 2 * Y[None]}
+    both = linear().log_likelihood(x) + linear(2 * Y).log_likelihood(x)
+    torch.testing.assert_close(field.log_likelihood(x, **cond), both)
+    there = stk.posterior(stk.posterior(TIMED, linear(), "mmps"), linear(2 * Y), "pigdm")
+    for found, known in zip(field.twist(x, 0.6, **cond), there.twist(x, 0.6), strict=True):
+        torch.testing.assert_close(found, known)
+    rows = {name: value.expand(16, 1) for name, value in cond.items()}
+    draws = stk.sample(field, TwistedSMC(4, island=16), chains=16, cond=rows, **RUN)
+    alike = stk.sample(there, TwistedSMC(4, island=16), chains=16, **RUN)
+    torch.testing.assert_close(draws.final, alike.final)
+
+
+MEASURED = stk.posterior(TIMED, linear(), "mmps")
+WITHIN = {
+    "guided": stk.guided(MEASURED, 2.0, TIMED),
+    "away from it": stk.guided(TIMED, 2.0, MEASURED),
+    "by a classifier": stk.classifier_guided(MEASURED, lambda x, t: -x.square().sum(1)),
+    "a posterior of one guided": stk.posterior(stk.guided(MEASURED, 2.0, TIMED), linear(), "pigdm"),
+}
+"""Fields with a measurement inside that no weight would know: log p(y) was 0, or that of the outer one, without a word."""
+
+
+@pytest.mark.parametrize("of", WITHIN)
+@pytest.mark.parametrize("solver", [TwistedSMC(2, island=2), stk.SplitGibbs(), stk.DAPS()])
+def test_measurements_that_would_be_left_to_guidance_are_refused(of, solver):
+    match = r"field: expected no posterior inside .* left to its guidance\. Measure last"
+    with pytest.raises(stk.InvalidArgument, match=match):
+        stk.sample(WITHIN[of], solver, chains=2, **RUN)
+
+
+@pytest.mark.parametrize("solver", [stk.SplitGibbs(), stk.DAPS()])
+def test_draws_by_a_measurement_are_by_one(solver):
+    field = stk.posterior(MEASURED, linear(), "mmps")
+    with pytest.raises(
+        stk.InvalidArgument, match=r"no posterior inside .* of all rows, each divid"
+    ):
+        stk.sample(field, solver, chains=2, **RUN)
 
 
 def gaussian_gaps(method, y=2.0, std=0.5, steps=16, islands=250):

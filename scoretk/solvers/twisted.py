@@ -24,7 +24,8 @@ The better guidance and twist, the less the weights vary: `MMPS` where the prior
 measurement far more precise than the last levels of the grid asks for many chains, or a grid that
 goes on to smaller ones.
 
-Of a field that is no posterior this is `ReverseSDE("ancestral")`, with weights 1.
+Of a posterior whose prior is a posterior all measurements are weighed, and log p(y) is that of them
+all. Of a field that is no posterior this is `ReverseSDE("ancestral")`, with weights 1.
 
 References:
     Wu, Trippe, Naesseth, Blei, Cunningham, "Practical and asymptotically exact conditional sampling in
@@ -48,8 +49,9 @@ from scoretk.core.devices import wide, widest
 from scoretk.core.rows import across, row_sum, select_rows
 from scoretk.core.streams import Stream
 from scoretk.errors import InvalidArgument
+from scoretk.fields.posterior.nested import posterior_within
 from scoretk.fields.posterior.twist import Twist
-from scoretk.fields.protocols import NoiseSource, optional
+from scoretk.fields.protocols import NoiseSource, field_name, optional
 from scoretk.fields.resolve import TimedField
 from scoretk.solvers.base import Info, read_row
 from scoretk.solvers.importance import check_islands, resample_islands
@@ -141,6 +143,7 @@ class TwistedSMC:
 
     def init(self, field: TimedField, x: Tensor, noise: NoiseSource) -> TwistedState:
         check_islands(self.island, x, noise)
+        _check_weighed(field)
         for name, value in field.cond.items():
             rows = value.reshape(-1, self.island, *value.shape[1:])
             first = rows[:, :1]
@@ -195,6 +198,20 @@ class TwistedSMC:
             log_weight=found.log_weight,
             log_twist=state.log_twist[found.source],
             ancestor=state.ancestor[found.source],
+        )
+
+
+def _check_weighed(field: TimedField) -> None:
+    """Refuse a field with a measurement inside it that the weights would not know."""
+    found = posterior_within(field, apart_from_chains=True)
+    if found is not None:
+        hint = (
+            "Weights know what is measured outermost, and what is within would be left to its guidance. "
+            "Measure last: posterior(guided(prior, ...), likelihood); several times "
+            "posterior(posterior(prior, a), b)"
+        )
+        raise InvalidArgument(
+            "field", field_name(field.native), "no posterior inside another field", hint
         )
 
 

@@ -20,6 +20,7 @@ from scoretk.fields.posterior.examined import DERIVATIVE_ROWS, EXAMINED, is_new
 from scoretk.fields.posterior.likelihoods import Likelihood, split
 from scoretk.fields.posterior.method import PosteriorMethod, PriorMoments, trait
 from scoretk.fields.posterior.twist import Twist, twisted
+from scoretk.fields.protocols import optional
 from scoretk.fields.resolve import TimedField
 from scoretk.fields.wrapped import Kind, Wrapped
 from scoretk.fields.wrappers import GaussianPathField
@@ -76,10 +77,20 @@ class TimedPosterior(Wrapped, GaussianPathField):
         return point.data + self.method.shift(self.likelihood, point, own)
 
     def twist(self, x: Tensor, t: float | Tensor, **cond: Tensor) -> Twist:
-        """D, D_y and a guess of `p(y | x_t)`, see `scoretk.fields.posterior.twist`."""
+        """D, D_y and a guess of `p(y | x_t)`, see `scoretk.fields.posterior.twist`.
+
+        Where the prior is a posterior itself D is that of its prior, and y all that was measured:
+        `p(y, y' | x_t) = p(y' | x_t) p(y | x_t, y')`.
+        """
         point, own = self._moments(x, t, cond)
         shift, log_twist = twisted(self.method, self.likelihood, point, own)
-        return Twist(point.data, point.data + shift, log_twist)
+        found = Twist(point.data, point.data + shift, log_twist)
+        before = optional(self.prior, "twist")
+        if before is None:
+            return found
+        others = split(cond, self.likelihood.measured)[1]
+        first: Twist = before(x, t, **others)
+        return Twist(first.prior, found.guided, first.log_twist + log_twist)
 
     def separated(self, **cond: Tensor) -> Separated:
         """The prior, and the likelihood with its own condition values."""
@@ -87,8 +98,13 @@ class TimedPosterior(Wrapped, GaussianPathField):
         return Separated(TimedField(self.prior, self.path, others), self.likelihood, own)
 
     def log_likelihood(self, x: Tensor, **cond: Tensor) -> Tensor:
-        """`log L(x)` of data x, `(batch,)`."""
-        return self.likelihood.log_likelihood(x, **split(cond, self.likelihood.measured)[0])
+        """`log L(x)` of data x, `(batch,)`, of all that was measured where the prior is a posterior."""
+        own, others = split(cond, self.likelihood.measured)
+        value, before = (
+            self.likelihood.log_likelihood(x, **own),
+            optional(self.prior, "log_likelihood"),
+        )
+        return value if before is None else value + before(x, **others)
 
     def _moments(
         self, x: Tensor, t: float | Tensor, cond: dict[str, Tensor]

@@ -17,7 +17,8 @@ from scoretk.errors import InvalidArgument
 from scoretk.fields.operators import LinearGaussian
 from scoretk.fields.paths import GaussianPath
 from scoretk.fields.posterior.apart import Separated, drawn_near
-from scoretk.fields.protocols import NoiseSource, optional
+from scoretk.fields.posterior.nested import posterior_within
+from scoretk.fields.protocols import NoiseSource, field_name, optional
 from scoretk.fields.resolve import TimedField
 from scoretk.fields.wrapped import check_flow
 from scoretk.ode.tableaus import Knot
@@ -69,10 +70,19 @@ def alternation(field: TimedField) -> Alternation:
     """The field taken apart.
 
     Raises:
-        InvalidArgument: The likelihood is not of a linear measurement.
+        InvalidArgument: The likelihood is not of a linear measurement, or there is another
+            measurement within.
         MissingCapability: The prior is a power or a product of fields in time, which no flow follows.
     """
     check_flow(field)
+    if posterior_within(field) is not None:
+        hint = (
+            "What is measured within would be left to its guidance. Measure last, and once: "
+            "LinearGaussian(operator, y, 1.0) of all rows, each divided by its std"
+        )
+        raise InvalidArgument(
+            "field", field_name(field.native), "no posterior inside another field", hint
+        )
     own = optional(field.native, "separated")
     if own is None:
         return Alternation(field, None, {})
