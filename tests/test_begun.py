@@ -1,14 +1,17 @@
 """A run from N(0, sigma(0)^2 I) warns where that is not where the model's path begins."""
 
+import math
 import warnings
 
 import pytest
 import torch
 
 import scoretk as stk
+from scoretk.core.noise import Noise
 from scoretk.errors import Status
 from scoretk.fields.resolve import resolve
 from scoretk.run import batches, begun
+from scoretk.solvers.base import traits
 
 
 def of_gaussian(path, mean, std):
@@ -53,6 +56,58 @@ def test_noise_that_does_not_cover_the_data_is_told(name, solver):
 @pytest.mark.parametrize("name", NEAR)
 def test_no_alarm_where_it_covers_them(name, solver):
     stk.sample(of_gaussian(*NEAR[name]), solver, chains=64)
+
+
+LATER = [
+    lambda g: stk.ProbabilityFlow("heun", grid=g),
+    lambda g: stk.ProbabilityFlow("dopri5", grid=g),
+    lambda g: stk.ReverseSDE(grid=g),
+    lambda g: stk.ReverseSDE("ancestral", grid=g),
+    lambda g: stk.TwistedSMC(grid=g),
+    lambda g: stk.DAPS(grid=g),
+]
+"""Solvers with a grid of times, of which the first may be later than 0."""
+PATHS = [stk.VP(), stk.Linear(), stk.Cosine(), stk.EDM(), stk.VE(0.01, 50.0), stk.SubVP()]
+
+
+def beginning_at(path, level):
+    """Times from that of a level to 1."""
+    first = float(path.t(-2 * math.log(level)))
+    return (first, *(first + (1 - first) * i / 12 for i in range(1, 12)), 1.0)
+
+
+@pytest.mark.parametrize("solver", LATER, ids=lambda make: repr(make((0.0, 1.0))))
+def test_a_grid_that_begins_later_begins_with_the_noise_of_its_time(solver):
+    """On EDM the flow began at level 5 with the noise of level 80: draws had 250 times the variance, without a word."""
+    for path in PATHS:
+        field = resolve(of_gaussian(path, 0.0, 1.0), {"denoise"}, timed=True)
+        made = solver(beginning_at(path, 5.0))
+        x = torch.ones(64, 2, dtype=torch.float64)
+        first = traits(made).start(field, x, Noise(0, 64)) * float(path.sigma(0.0))
+        expected = torch.full_like(x, float(path.sigma(made.times(field)[0])))
+        torch.testing.assert_close(first, expected)
+
+
+def test_without_a_path_there_is_no_level_to_begin_at():
+    law = torch.distributions.Independent(torch.distributions.Normal(torch.zeros(2), 3.0), 1)
+    bound = resolve(stk.Velocity(lambda x, t: -x, (2,), base=law), {"velocity"}, timed=True)
+    x = torch.ones(64, 2)
+    assert torch.equal(
+        stk.ProbabilityFlow("heun", grid=(0.5, 1.0)).start(bound, x, Noise(0, 64)), x
+    )
+
+
+@pytest.mark.parametrize("solver", LATER, ids=lambda make: repr(make((0.0, 1.0))))
+@pytest.mark.parametrize("path", PATHS, ids=repr)
+def test_a_grid_that_begins_where_data_are_in_x_is_told(solver, path):
+    field = of_gaussian(path, 0.0, 1.0)
+    with pytest.warns(UserWarning, match=r"where the grid begins, data are in x: begin at 0, or"):
+        stk.sample(field, solver(beginning_at(path, 0.8)), chains=512)
+    stk.sample(field, solver(beginning_at(path, 4.0)), chains=512)
+    x = of_gaussian(path, 0.0, 1.0).base.draw(512, Noise(3, 512))
+    t = float(beginning_at(path, 0.8)[0])
+    given = x / float(path.sigma(0.0)) * math.hypot(float(path.alpha(t)), float(path.sigma(t)))
+    stk.sample(field, solver(beginning_at(path, 0.8)), init=given)
 
 
 def test_none_of_a_start_that_is_given_or_drawn_of_the_path():

@@ -30,7 +30,7 @@ from scoretk.run.resume import Saving
 from scoretk.run.slopes import check_seen, check_slopes
 from scoretk.run.state import tuned_leaves
 from scoretk.run.witness import ROWS, contradiction, witness
-from scoretk.solvers.base import adapts, is_grid, is_tuned
+from scoretk.solvers.base import adapts, is_grid, is_tuned, traits
 
 __all__ = ["Finished", "run_batches"]
 
@@ -253,7 +253,10 @@ def _look_over(batch: Batch, solver: Any, x: Tensor, steps: int) -> None:
     if torch.is_grad_enabled():
         check_seen(batch.bound, solver, x)
     if batch.drawn and is_grid(solver):
-        warn_of_base(batch.bound, x, steps)
+        times = traits(solver).times
+        warn_of_base(
+            batch.bound, x, steps, float(times(batch.bound)[0]) if callable(times) else 0.0
+        )
 
 
 class _Alike:

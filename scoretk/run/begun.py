@@ -3,7 +3,8 @@
 A run along a Gaussian path starts from N(0, sigma(0)^2 I) in place of the law of
 `x_0 = alpha(0) x_1 + sigma(0) eps`. Where alpha(0) is 0 they are the same; else the data's part,
 alpha(0) D(x) by the model itself, has to be small beside the noise: of data far from the origin or
-of a large scale it is not, and the flow from there leads somewhere else, without a word.
+of a large scale it is not, and the flow from there leads somewhere else, without a word. The same
+is asked at the time at which a grid begins that begins later.
 
 A run of which no chain survives the first interval is told at its end what time the model was
 given: a network of sigma, given t = 0, takes the logarithm of 0.
@@ -39,28 +40,34 @@ FARTHER, WIDER = 1.0, 1 / 3
 draws of `p_0` (Stein's identity) and `sigma^2 / (sigma^2 + alpha^2 s^2)` of N(0, sigma^2) for data of
 deviation s about 0. Of 128 numbers it is below a third by chance once in ten million runs.
 """
+LATE_VALUES, LATE = 1024, 0.75
+"""How many numbers are asked for, and the mean of `x e / sigma` that is told, where a grid begins after t = 0: there
+the data's part is what the user left out. Of so many numbers it is lower as rarely by chance.
+"""
 
 
-def warn_of_base(bound: Any, x: Tensor, steps: int) -> None:
-    """Warn where a path's first level of noise does not cover the data.
+def warn_of_base(bound: Any, x: Tensor, steps: int, first: float = 0.0) -> None:
+    """Warn where the first level of noise does not cover the data.
 
     Args:
         bound: The field as a solver receives it, with condition rows for the rows of x.
-        x: `(chains, *event_shape)`, where the chains start, at t = 0.
+        x: `(chains, *event_shape)`, where the chains start.
         steps: How many steps the run makes; one that would pay more than a `SHARE` of them for the
             question is not asked.
+        first: The time at which the run begins.
     """
     if not isinstance(bound, TimedField) or bound.path is None or not x.numel():
         return
-    alpha, sigma = float(bound.path.alpha(0.0)), float(bound.path.sigma(0.0))
-    rows = max(ROWS, -(-VALUES // x[0].numel()))
+    alpha, sigma = float(bound.path.alpha(first)), float(bound.path.sigma(first))
+    values, wider = (VALUES, WIDER) if first == 0 else (LATE_VALUES, LATE)
+    rows = max(ROWS, -(-values // x[0].numel()))
     if alpha == 0 or rows > len(x) or not affordable(rows, x, steps, SHARE):
         return
     few = torch.arange(rows, device=x.device)
     try:
         with torch.no_grad():
-            data = of_rows(bound, few).denoise(x.detach()[few], 0.0)
-    except Exception:  # noqa: BLE001 (a model that takes no few rows, or no t = 0: the run will tell)
+            data = of_rows(bound, few).denoise(x.detach()[few], first)
+    except Exception:  # noqa: BLE001 (a model that takes no few rows, or no such t: the run will tell)
         return
     well = finite_rows(data)
     if not bool(well.any()):
@@ -69,12 +76,16 @@ def warn_of_base(bound: Any, x: Tensor, steps: int) -> None:
     part, spread = alpha * root_mean_square(data) / sigma, root_mean_square(x)
     if not sigma / ABOUT < spread < sigma * ABOUT:
         return
-    if part > FARTHER or float((x * (x - alpha * data)).mean()) < WIDER * sigma**2:
+    if part > FARTHER or float((x * (x - alpha * data)).mean()) < wider * sigma**2:
         warn(
             f"the run starts from N(0, {sigma:.3g}^2), which is not where the model's path begins: it "
             f"takes the data for far from 0, or spread wider than {sigma / alpha:.3g}. Draws are of "
-            f"another law. Scale the data to unit size, as paths suppose, or take a path with more "
-            f"noise"
+            f"another law. "
+            + (
+                f"At t = {first:.3g}, where the grid begins, data are in x: begin at 0, or give init="
+                if first > 0
+                else "Scale the data to unit size, as paths suppose, or take a path with more noise"
+            )
         )
 
 

@@ -196,6 +196,8 @@ class Traits:
             where it has none.
         start: `start(field, x, noise) -> x`, which turns the field's start of chains without `init`
             into the solver's; by default it is left as it is.
+        times: `times(field)`, of a solver in time that has a grid: its times, of which the first is
+            where chains start; None for 0.
     """
 
     varying: tuple[str, ...]
@@ -210,6 +212,7 @@ class Traits:
     as_data: tuple[str, ...] = ()
     step_size: float | None = math.nan
     start: Callable[[Any, Tensor, NoiseSource], Tensor] = _unmoved
+    times: Callable[[Any], Tensor] | None = None
 
 
 def traits(solver: Any) -> Traits:

@@ -200,6 +200,13 @@ class ProbabilityFlow:
             else self._tableau(field).milestones
         )
 
+    def start(self, field: TimedField, x: Tensor, noise: NoiseSource) -> Tensor:
+        """A draw x of the base, brought from t = 0 to the grid's first time."""
+        first = float(self.times(field)[0])
+        if first == 0 or field.path is None:
+            return x
+        return x * float(field.path.sigma(first) / field.path.sigma(0.0))
+
     def init(self, field: TimedField, x: Tensor, noise: NoiseSource) -> FlowState | IntervalState:
         check_flow(field)
         start = torch.zeros((), dtype=torch.int64)
