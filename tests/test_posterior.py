@@ -560,7 +560,17 @@ def test_inpainting_digits():
 
 PRIOR = gaussian(dim=2).noised(stk.Linear())
 REFUSED = {
-    "std": (lambda: LinearGaussian(ROW, Y, 0.0), "std: expected a positive"),
+    "std": (lambda: LinearGaussian(ROW, Y, -1.0), "std: expected a positive"),
+    "no noise": (lambda: LinearGaussian(ROW, Y, 0), r"std: expected a positive.* small beside"),
+    "a std an entry": (
+        lambda: LinearGaussian(ROW, Y, torch.ones(1)),
+        r"std: expected one positive.*A\(x\) / std, y / std, 1\.0",
+    ),
+    "stds in a list": (lambda: LinearGaussian(ROW, Y, [0.1]), r"std: expected one .*y / std"),
+    "nothing measured": (
+        lambda: posterior(PRIOR, LinearGaussian(torch.zeros(0, 2), torch.zeros(0), 1.0)),
+        r"operator: expected one that measures something.*\(0,\)",
+    ),
     "nan": (lambda: LinearGaussian(ROW, torch.tensor([math.nan]), 1.0), "y: expected finite"),
     "operator": (lambda: LinearGaussian("mask", Y, 1.0), "operator: expected a callable x -> A x"),
     "shape of y": (
@@ -616,6 +626,21 @@ def test_what_is_refused(case):
     call, message = REFUSED[case]
     with pytest.raises(stk.ScoretkError, match=message):
         call()
+
+
+def test_a_matrix_may_be_an_array_or_lists():
+    x = points((2,), 3)
+    for given in (ROW.numpy(), ROW.tolist()):
+        assert torch.equal(LinearGaussian(given, Y, 0.5).forward(x), SUM.forward(x))
+
+
+def test_noise_of_each_entry_is_a_matter_of_units():
+    """The way out that the refusal of several stds tells of."""
+    a, y, std = points((2,), 3), points((), 3), torch.tensor([0.2, 1.5, 0.7], dtype=torch.float64)
+    x = points((2,), 5)
+    found = LinearGaussian(lambda x: x @ a.T / std, y / std, 1.0).log_likelihood(x)
+    normal = torch.distributions.Normal(x @ a.T, std)
+    torch.testing.assert_close(found - std.log().sum(), normal.log_prob(y).sum(1))
 
 
 def test_a_timed_prior_needs_a_path():

@@ -195,17 +195,17 @@ class LinearGaussian:
 
     def __init__(
         self,
-        operator: Map | Tensor,
+        operator: Map | Tensor | Sequence[Sequence[float]],
         y: Tensor | Sequence[float] | str,
         std: float,
         adjoint: Map | None = None,
     ) -> None:
-        chosen = Matrix(operator) if isinstance(operator, Tensor) else operator
+        chosen: Any = Matrix(operator) if _is_array(operator) else operator  # type: ignore[arg-type]
         function("operator", chosen, "x -> A x that is linear, or a matrix (m, d)")
         if adjoint is not None:
             function("adjoint", adjoint, "w -> A^T w, or None")
         measured = y if isinstance(y, str) else _numbers("y", y, None)
-        positive("std", std)
+        _check_std(std)
         pairs = None if isinstance(measured, str) else measured.is_complex()
         values = {
             "operator": chosen,
@@ -307,6 +307,11 @@ class LinearGaussian:
                 "one that keeps the batch axis",
                 f"One event became {shape}",
             )
+        if not image.numel():
+            found = f"{tuple(image.shape[1:])} for each event, which are no numbers"
+            raise InvalidArgument(
+                "operator", self.operator, "one that measures something", f"It gives {found}"
+            )
         close = 4 * torch.finfo(dtype).eps ** 0.5
         size = image.abs().amax()
         if not bool((image[0] + PROBE * image[1] - image[2]).abs().amax() <= close * size):
@@ -405,6 +410,29 @@ class LinearGaussian:
             )
         back = back.real if back.is_complex() else back
         return (back.clone() if back.is_inference() else back).to(x)
+
+
+def _check_std(std: Any) -> None:
+    """Refuse what is no standard deviation of all entries of y, with how it is written.
+
+    Raises:
+        InvalidArgument: It is none.
+    """
+    if _is_array(std):
+        hint = (
+            "Of noise that differs from entry to entry: LinearGaussian(lambda x: A(x) / std, y / std, "
+            "1.0), whose log p(y) is that of y / std, less the sum of log std"
+        )
+        raise InvalidArgument("std", std, "one positive finite number", hint)
+    if isinstance(std, int | float) and std == 0:
+        hint = "Without noise: a std that is small beside that of the data, such as 1e-3 of it"
+        raise InvalidArgument("std", std, "a positive finite number", hint)
+    positive("std", std)
+
+
+def _is_array(value: Any) -> bool:
+    """Whether it is numbers in an array, or in lists."""
+    return isinstance(value, Tensor | list | tuple) or (hasattr(value, "ndim") and value.ndim > 0)
 
 
 def _as_real(values: Tensor) -> Tensor:
