@@ -10,7 +10,7 @@ import scoretk as stk
 from scoretk.core.noise import Noise
 from scoretk.diagnostics import sliced_wasserstein
 from scoretk.fields.resolve import resolve
-from scoretk.models.targets.mixture import GaussianMixture
+from scoretk.models.targets.mixture import GaussianMixture, gaussian
 from scoretk.solvers import twisted as module
 from scoretk.solvers.twisted import TwistedSMC
 from tests.evidence import z_limit
@@ -312,6 +312,37 @@ def test_where_the_likelihood_is_zero_the_weight_is_zero():
     draws = stk.sample(field, TwistedSMC(6, island=64), chains=64, keep="last", **RUN)
     assert bool((draws.final[:, 0] > 0).all())
     assert bool(draws.ok.all())
+
+
+NARROW = gaussian(dim=2, std=0.3).noised(stk.VP())
+
+
+def failing(early, late, bound):
+    """As `NARROW`, of a network that is not finite where the second entry is large, between two times."""
+
+    def denoised(x, t):
+        lost = (x[:, 1] > bound) & (t > early) & (t < late)
+        return torch.where(lost[:, None], torch.nan, NARROW.denoise(x, t))
+
+    return stk.Diffusion(denoised, (2,), predicts="data")
+
+
+@pytest.mark.parametrize("where", [(0.4, 0.55, 0.8), (0.85, 1.0, 0.4)])
+def test_no_chain_goes_on_from_one_that_has_failed(where):
+    """Its position is of an earlier level, and was handed on in every resampling, to chains that were well."""
+    row = torch.tensor([[1.0, 0.0]], dtype=torch.float64)
+    seen = stk.LinearGaussian(row, torch.zeros(1, dtype=torch.float64), 1.0)
+    solver = TwistedSMC(16, island=64, threshold=1.0)
+    draws, right = (
+        stk.sample(stk.posterior(field, seen, "replacement"), solver, chains=1024, **RUN)
+        for field in (failing(*where), NARROW)
+    )
+    assert 0.02 < float((~draws.ok).double().mean()) < 0.5
+    # what fails has nothing to do with the first entry, whose law stays as it is
+    ratio = float(draws.final[draws.ok, 0].std() / right.final[:, 0].std())
+    assert ratio == pytest.approx(1, abs=0.15)
+    with pytest.warns(UserWarning, match="chains failed"):
+        assert math.isnan(float(stk.log_evidence(draws).value))
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,7 @@ from torch import Tensor
 
 from scoretk.core.arguments import counts, finite
 from scoretk.core.devices import wide, widest
-from scoretk.core.rows import across, row_sum, select_rows
+from scoretk.core.rows import across, finite_rows, row_sum, select_rows
 from scoretk.core.streams import Stream
 from scoretk.errors import InvalidArgument
 from scoretk.fields.posterior.nested import posterior_within
@@ -71,8 +71,9 @@ class TwistedState(NamedTuple):
     """The state of `TwistedSMC`.
 
     Position x, `(chains, *event_shape)`; log weight, without the step that led to x; the log of the
-    twist before that step, and of the ratio p/q of it; the chain that this one descends from; each
-    `(chains,)`. The table of the steps; the index of the next.
+    twist before that step, and of the ratio p/q of it; the chain that this one descends from; how
+    many steps it has made, fewer than others where it has failed; each `(chains,)`. The table of the
+    steps; the index of the next.
     """
 
     x: Tensor
@@ -80,6 +81,7 @@ class TwistedState(NamedTuple):
     log_twist: Tensor
     log_ratio: Tensor
     ancestor: Tensor
+    made: Tensor
     table: Tensor
     step: Tensor
 
@@ -154,8 +156,8 @@ class TwistedSMC:
                 )
         zero = torch.zeros(len(x), dtype=widest(x.device), device=x.device)
         table = self._prior.init(field, x, noise).table
-        step = torch.zeros((), dtype=torch.int64)
-        return TwistedState(x, zero, zero, zero, noise.chains.to(x.device), table, step)
+        made, step = zero.long(), torch.zeros((), dtype=torch.int64)
+        return TwistedState(x, zero, zero, zero, noise.chains.to(x.device), made, table, step)
 
     def step(
         self, field: TimedField, state: TwistedState, noise: NoiseSource
@@ -165,13 +167,16 @@ class TwistedSMC:
         at = _twist(field, state.x, t)
         state = _weighed(state, wide(at.log_twist))
         u, closing = noise.uniform(state.step, Stream.SWAP, (2,), torch.float64).unbind(1)
-        source, state = self._resampled(state, self.threshold, u)
+        # A chain that has failed, or does so now, is flagged: no other goes on from where it was.
+        failed = state.made < int(state.step)
+        source, state = self._resampled(state, self.threshold, u, failed | ~finite_rows(at.prior))
         data, guided = at.prior[source], at.guided[source]
         z = noise.normal(state.step, Stream.PROPOSAL, tuple(data.shape[1:]), data.dtype)
         lead = _lead(b * (guided - data), spread)
         state = state._replace(
             x=a * state.x + b * data + spread * (lead + z),
             log_ratio=-row_sum(wide(lead * (lead / 2 + z))),
+            made=torch.full_like(state.made, int(state.step) + 1),
             step=state.step + 1,
         )
         measured = optional(field.native, "log_likelihood")
@@ -179,7 +184,9 @@ class TwistedSMC:
             value = wide(measured(state.x, **field.cond))
             state = _weighed(state, value)
             possible = torch.where(value.isfinite(), state.log_weight, -torch.inf)
-            _, state = self._resampled(state._replace(log_weight=possible), torch.inf, closing)
+            state = state._replace(log_weight=possible)
+            failed = failed | ~finite_rows(state.x)
+            _, state = self._resampled(state, torch.inf, closing, failed)
         info = {
             "log_weight": state.log_weight,
             "ancestor": state.ancestor,
@@ -188,16 +195,17 @@ class TwistedSMC:
         return state, info
 
     def _resampled(
-        self, state: TwistedState, threshold: float, u: Tensor
+        self, state: TwistedState, threshold: float, u: Tensor, failed: Tensor
     ) -> tuple[Tensor, TwistedState]:
-        """The row that each chain goes on from, and the state of them there."""
-        dead = state.log_weight == -torch.inf
+        """The row that each chain goes on from, and the state of them there; a failed one stays where it is."""
+        dead = (state.log_weight == -torch.inf) | failed
         found = resample_islands(state.log_weight, dead, self.island, threshold, u)
-        return found.source, state._replace(
-            x=state.x[found.source],
+        source = torch.where(failed, torch.arange(len(failed), device=failed.device), found.source)
+        return source, state._replace(
+            x=state.x[source],
             log_weight=found.log_weight,
-            log_twist=state.log_twist[found.source],
-            ancestor=state.ancestor[found.source],
+            log_twist=state.log_twist[source],
+            ancestor=state.ancestor[source],
         )
 
 
