@@ -257,6 +257,22 @@ def test_what_stands_for_no_condition_is_of_its_kind(name):
     assert free.tolist() == [float(null)] * len(X)
 
 
+@pytest.mark.parametrize("rows", [1, 2, 3, 4])
+def test_what_stands_for_no_condition_is_one_row_however_many_there_are(rows):
+    """Of as many entries as the batch has rows it was taken for an entry a row."""
+    heard = []
+
+    def net(x, t, *, emb=None):
+        heard.append(emb)
+        return x
+
+    null = torch.tensor([1.0, 2.0, 3.0])
+    field = stk.guided(stk.Diffusion(net, (3,), VE(0.1, 10.0), "noise"), 2.0, null={"emb": null})
+    for cond in ({}, {"emb": torch.zeros(rows, 3)}):
+        field.noise(tensor(X)[:1].expand(rows, 3), 0.4, **cond)
+        assert torch.equal(heard[-1][-rows:], null.expand(rows, 3))
+
+
 @pytest.mark.parametrize(
     ("t", "calls"), [(0.4, 1), (torch.tensor(0.4), 1), (torch.full((len(X),), 0.4), 2)]
 )

@@ -314,8 +314,7 @@ def _unconditioned(
 def _null_rows(name: str, value: Any, given: Tensor | None, x: Tensor) -> Tensor:
     """A null as one value a row of x, like the condition that it replaces where that is given.
 
-    Where it is not, a tensor that has a row for each of x is taken as it is, any other as one row;
-    a floating-point number is of the dtype of x.
+    Where it is not, it is one row, however many x has; a floating-point number is of the dtype of x.
 
     Args:
         name: The condition's name.
@@ -331,8 +330,7 @@ def _null_rows(name: str, value: Any, given: Tensor | None, x: Tensor) -> Tensor
         own = torch.as_tensor(value, dtype=torch.float64)  # all its digits
     if given is None:
         dtype = own.dtype if isinstance(value, Tensor) or not own.is_floating_point() else x.dtype
-        own = own.to(x.device, dtype)
-        return own if own.ndim and len(own) == len(x) else own.expand(len(x), *own.shape)
+        return own.to(x.device, dtype).expand(len(x), *own.shape)
     if own.dtype != given.dtype and not given.is_floating_point():
         whole = own.to(given.dtype)
         if not torch.equal(whole.to(own.dtype), own):
