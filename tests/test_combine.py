@@ -11,6 +11,7 @@ from scoretk.errors import InvalidArgument, MissingCapability
 from scoretk.fields import resolve
 from scoretk.fields.combine import classifier, classifier_guided, guided, mixture, product, tempered
 from scoretk.fields.combine.powers import PoweredTimed
+from scoretk.fields.convert import PREDICTIONS, convert
 from scoretk.fields.gradient import grad_energy
 from scoretk.models.targets.mixture import GaussianMixture, gaussian
 from tests.evidence import mean_z, z_limit
@@ -363,6 +364,33 @@ def test_a_static_field_is_asked_once_too():
     close(got, -(x - 0.5 - 3 * (LABEL[:, None] - 0.5)))
 
 
+@pytest.mark.parametrize("path", [stk.VP(), stk.Linear(), stk.EDM()], ids=named)
+def test_models_that_predict_different_things_guide_each_other(path):
+    """As if both predicted what the first does, of which a rescaled one depends on it."""
+    x, t = points((3,)), torch.tensor([0.2, 0.5, 0.8, 0.35, 0.6], dtype=torch.float64)
+    c, u = (gaussian(dim=3, mean=m, std=s).noised(path) for m, s in ((0.5, 0.7), (0.0, 2.0)))
+
+    def told(field, predicts):
+        return stk.Diffusion(
+            lambda x, t: convert(field.predict(x, t), x, t, path, "data", predicts),
+            (3,),
+            path,
+            predicts,
+        )
+
+    for first in PREDICTIONS:
+        alike = guided(told(c, first), 2.5, told(u, first), rescale=0.3)
+        for other in PREDICTIONS:
+            field = guided(told(c, first), 2.5, told(u, other), rescale=0.3)
+            close(field.denoise(x, t), alike.denoise(x, t))
+            close(field.denoise(x, 0.4), alike.denoise(x, 0.4))
+    seen = stk.LinearGaussian(torch.eye(3, dtype=torch.float64), x[0], 0.5)
+    flow = told(u, "velocity")  # guidance by a measurement of a model of velocities
+    posterior = stk.posterior(flow, seen)
+    got = guided(posterior, 2.5, flow).denoise(x, t)
+    close(got, flow.denoise(x, t) + 2.5 * (posterior.denoise(x, t) - flow.denoise(x, t)))
+
+
 def test_outside_the_interval_the_unconditional_model_is_not_asked():
     def refuse(x, t):
         raise AssertionError
@@ -598,7 +626,7 @@ WRONG = {
         lambda: guided(TIMED, 2, gaussian(dim=3).noised(PATH)),
         lambda: guided(TIMED, 2),
         lambda: guided(TIMED, 2, STATIC),
-        lambda: guided(TIMED, 2, model((2,))),
+        lambda: guided(TIMED, 2, gaussian().noised(stk.Linear())),
     ],
     "field": [lambda: classifier_guided(STATIC, log_none)],
     "log_prob": [

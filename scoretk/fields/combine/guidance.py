@@ -37,7 +37,8 @@ def guided(
 ) -> object:
     """Classifier-free guidance: `g = u + weight (c - u)` in the model's own prediction.
 
-    As all predictions are affine in one another with the same x, guiding one is guiding all. Weight
+    As all predictions are affine in one another with the same x, guiding one is guiding all, and u may
+    predict another than c, on the same path. Weight
     1 is no guidance, 0 the unconditional model, above 1 stronger guidance. (Ho and Salimans write
     weight = 1 + w.)
 
@@ -109,13 +110,10 @@ def guided(
         pair = (space.field, other.field if apart else None)
         return space.around(guided(pair[0], weight, pair[1], None if apart else values))
     gaussian_path(field, "guidance")
-    ours, theirs = prediction(field), prediction(other)
-    if not alike(ours, theirs):
-        raise InvalidArgument(
-            "unconditional",
-            theirs,
-            f"a model that predicts {ours[0]} on the field's path, {type(ours[1]).__name__}",
-        )
+    path, apart_path = (prediction(f)[1] for f in both)
+    if not alike(path, apart_path):
+        expected = f"a model on the field's path, {type(path).__name__}"
+        raise InvalidArgument("unconditional", apart_path, expected)
     if rescale and math.prod(field.event_shape) < 2:  # type: ignore[attr-defined]
         raise InvalidArgument(
             "rescale", rescale, "0 for an event of one entry, which has no standard deviation"
@@ -229,7 +227,7 @@ class Guided(_Blend, Steered):
 
         def asked(field: Any, x: Tensor, copies: int, cond: dict[str, Tensor]) -> Tensor:
             when = times.repeat(copies) if isinstance(times, Tensor) else times
-            return TimedField(field, self.path, cond).predict(x, when)
+            return TimedField(field, self.path, cond).to(self.predicts, x, when)
 
         c, u = self._pair(asked, x, cond, doubled=True)
         g = u + self.weight * (c - u)
