@@ -277,8 +277,11 @@ def test_what_wraps_a_network_is_made_of_that_alone(name):
 
 CORRECTED = stk.ReverseSDE("ancestral", 3, corrector=1)
 """A solver in time for all fields: without corrections powers and products are refused."""
+TOO_FEW = pytest.mark.filterwarnings("ignore:ReverseSDE. with 1 corrections")
+"""For tests of what a run is made of: one correction is too few for the law of a power or a product."""
 
 
+@TOO_FEW
 def test_the_issues_pipeline_behind_nested_fields():
     net = network()
     pipe = types.SimpleNamespace(unet=net)
@@ -459,6 +462,7 @@ DTYPES = {
 }
 
 
+@TOO_FEW
 @pytest.mark.parametrize("case", DTYPES)
 def test_the_dtype_of_the_state(case):
     field, dtype = DTYPES[case]
@@ -521,6 +525,7 @@ ADAPTED = [
 ]
 
 
+@TOO_FEW
 @pytest.mark.parametrize("field", ADAPTED)
 def test_adapted_fields_go_through_pickle(field):
     again = pickle.loads(pickle.dumps(field))

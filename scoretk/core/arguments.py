@@ -15,6 +15,7 @@ from numbers import Real
 from operator import index
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -319,7 +320,10 @@ def pair(name: str, value: Any) -> tuple[float, float]:
 def numbers(name: str, value: Any) -> Tensor:
     """A dense tensor with values, of any dtype and shape, from whatever torch makes one of."""
     try:
-        tensor = torch.as_tensor(value)
+        arrays = isinstance(value, list | tuple) and any(isinstance(v, np.ndarray) for v in value)
+        tensor = torch.as_tensor(
+            np.stack(value) if arrays else value
+        )  # torch warns of arrays in lists
     except UNREADABLE as error:
         way = f"Of draws: {name}=draws.final" if hasattr(value, "final") else str(error)
         raise InvalidArgument(name, value, "a tensor or something that becomes one", way) from error

@@ -86,6 +86,10 @@ NUMBERS = {
     ),
     "ReverseSDE grid": ((0.0, 0.5, 1.0), lambda v: flowed(stk.ReverseSDE(grid=v))),
     "TwistedSMC grid": ((0.0, 0.5, 1.0), lambda v: stk.TwistedSMC(grid=v).grid),
+    "LinearGaussian operator": (
+        ((2.0, 1.0), (0.5, -1.0)),
+        lambda v: stk.posterior(WAVE, stk.LinearGaussian(v, X[0], 0.5)).score(X, T),
+    ),
     "LinearGaussian y": (
         (0.5, -1.0),
         lambda v: stk.posterior(WAVE, stk.LinearGaussian(torch.eye(2), v, 0.5)).score(X, T),

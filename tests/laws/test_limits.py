@@ -14,7 +14,7 @@ from torch import distributions as td
 import scoretk as stk
 from scoretk import diagnostics, learn
 from scoretk.diagnostics import summary
-from scoretk.diagnostics.verdict import Sampler
+from scoretk.diagnostics.weights import weights
 from scoretk.fields.alike import alike
 from scoretk.fields.derivatives import check_derivative
 from scoretk.fields.fingerprint import APART as APART_BY_DEVICE
@@ -109,20 +109,23 @@ def test_levels_of_a_solver_are_from_the_paths_first_to_its_last(name):
 # --- weights -----------------------------------------------------------------------------------------------------
 
 X = np.random.default_rng(0).normal(size=9)
-INDEPENDENT = Sampler("AIS(levels=4)")
+
+
+def row(x, stats):
+    return summary._row(x, 10, weights(stats, len(x)))
 
 
 def weighted(log_weight):
     with np.errstate(all="raise"):
-        return summary._row(X, 10, log_weight, INDEPENDENT)
+        return row(X, {} if log_weight is None else {"log_weight": log_weight})
 
 
 @pytest.mark.parametrize(
-    "weights", [np.full(9, -np.inf), np.zeros(9), np.full(9, 700.0), np.full((9, 1), -3.0)]
+    "given", [np.full(9, -np.inf), np.zeros(9), np.full(9, 700.0), np.full((9, 1), -3.0)]
 )
-def test_weights_that_are_all_alike_are_none(weights):
+def test_weights_that_are_all_alike_are_none(given):
     """However large, all 0 too: nothing is known of them that could be said of one draw and not of another."""
-    found, plain = weighted(weights), weighted(None)
+    found, plain = weighted(given), weighted(None)
     assert found == pytest.approx(plain, nan_ok=True)
 
 
@@ -130,10 +133,10 @@ def test_weights_that_are_all_alike_are_none(weights):
 def test_draws_of_no_weight_are_no_draws(alone):
     """Of nine draws those that count are left, be it one or all but one."""
     for left in ([alone], [i for i in range(9) if i != alone]):
-        weights = np.full(9, -np.inf)
-        weights[left] = 0.3
-        found = weighted(weights)
-        rest = summary._row(X[left], 10, None, INDEPENDENT)
+        given = np.full(9, -np.inf)
+        given[left] = 0.3
+        found = weighted(given)
+        rest = row(X[left], {})
         assert found == pytest.approx(rest, nan_ok=True)
     assert weighted(np.where(np.arange(9) == alone, 0.3, -np.inf)) == pytest.approx(
         dict.fromkeys(summary.COLUMNS, math.nan)

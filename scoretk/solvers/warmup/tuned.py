@@ -325,6 +325,11 @@ class Tuned:
         return traits(self.solver).island
 
     @property
+    def times(self) -> Callable[[Any], Tensor] | None:
+        """The times of the solver's grid, where it has one in time."""
+        return traits(self.solver).times
+
+    @property
     def start(self) -> Callable[[Any, Tensor, NoiseSource], Tensor]:
         """What the solver makes of a field's start of chains."""
         return traits(self.solver).start
