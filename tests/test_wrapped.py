@@ -610,6 +610,7 @@ NOT_OF_FIELDS = frozenset(
         "step",
         "step_size",
         "temperature",
+        "trial",
         "tuned_by",
         "twisted",
         "varying",
