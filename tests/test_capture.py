@@ -682,6 +682,30 @@ def test_a_model_sees_rows_in_whatever_order_they_lie(monkeypatch, d):
     torch.testing.assert_close(compiled.x, eager.x)
 
 
+@QUIET
+@pytest.mark.compiled
+@pytest.mark.parametrize("mutant", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("d", [2, pytest.param(columns.MOST + 1, marks=pytest.mark.slow)])
+def test_loops_of_no_turn_hand_back_what_they_were_given(monkeypatch, d, mutant):
+    """Trajectories of one leapfrog step, of a model whose products need memory of their own."""
+    monkeypatch.setattr(tape, "COMPILED_NOISE", False)
+    monkeypatch.setattr(compiling, "_copies", OrderedDict())  # none that serves this one is known
+    monkeypatch.setattr(capture.Captured, "_in_calls", lambda *_: 1 / 0)
+    if mutant:
+        monkeypatch.setattr(compiling, "_kept_apart", lambda own, *given: own.__func__(*given))
+
+    def energy(x):
+        return (x @ x.new_ones(d, d) * x).sum(1) / d + x.square().sum(1)
+
+    kernel = stk.ChEES(0.8, length=1.2, metric="none")
+    run = {"chains": 19, "steps": 20, "warmup": 0, "dtype": torch.float64}
+    compiled, eager = (
+        stk.sample(stk.Energy(energy, (d,)), kernel, compile=c, **run) for c in (True, False)
+    )
+    assert eager.stats["leapfrogs"].min() == 1
+    assert torch.allclose(compiled.x, eager.x) is not mutant
+
+
 @pytest.mark.parametrize(
     ("shape", "turned"),
     [
