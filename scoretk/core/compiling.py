@@ -158,7 +158,8 @@ def compiled(
 def _graphs(key: Hashable) -> int:
     """How many graphs the compiler has for functions of this kind."""
     count = getattr(torch._C._dynamo.eval_frame, "_debug_get_cache_entry_list", None)
-    return len(count(_copies[key].code)) if count is not None and key in _copies else 0
+    known = _copies.get(key)  # another thread may take it out and put it back
+    return 0 if count is None or known is None else len(count(known.code))
 
 
 @contextmanager
