@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 HALF_MOST = 65504.0
-"""The largest number of any dtype's least largest, float16's."""
+"""The largest number of float16: what is not above it every dtype has."""
 
 
 def across(values: Tensor, x: Tensor) -> Tensor:

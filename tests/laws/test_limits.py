@@ -20,7 +20,7 @@ from scoretk.fields.derivatives import check_derivative
 from scoretk.fields.fingerprint import APART as APART_BY_DEVICE
 from scoretk.fields.fingerprint import CLOSE, FLOOR, closeness, same
 from scoretk.inference import beginning, likelihood, partition
-from tests.laws.test_fields import ALL_PATHS
+from tests.laws.test_fields import ALL_PATHS, Bag
 from tests.recorded import randn
 
 # --- what is searched for is found -------------------------------------------------------------------------------
@@ -333,14 +333,6 @@ def test_what_does_not_agree_is_refused_whichever_comes_first(name):
 
 
 # --- things that hold themselves ---------------------------------------------------------------------------------
-
-
-class Bag:
-    def __init__(self, **held):
-        vars(self).update(held)
-
-    def ask(self, x):
-        return x
 
 
 @dataclasses.dataclass(eq=False)
