@@ -232,6 +232,32 @@ def test_solvers_of_other_packages_go_by_name(site):
     assert [e.id for e in verify_solvers() if isinstance(e, stk.Broken)] == ["lab-two/half"]
 
 
+BREAKINGS = {
+    "it is not there": "",
+    "no class": "Broken = 3",
+    "the module fails": "import not_there",
+    "the class fails": "class Broken:\n    def __init__(self):\n        raise RuntimeError('weights')",
+    "nothing of a solver": "class Broken: pass",
+    "half of a solver": "class Broken:\n    needs = {'energy'}\n    def init(self, field, x): ...",
+}
+
+
+@pytest.mark.parametrize("source", BREAKINGS.values(), ids=BREAKINGS)
+def test_a_broken_solver_is_listed_whatever_is_wrong_with_it(site, capsys, source):
+    """`list --verify` ends with all of the others, and names the broken one."""
+    install(site, "lab-three", source, broken="Broken")
+    assert "lab-three/broken" in [e.id for e in verify_solvers() if isinstance(e, stk.Broken)]
+    assert main(["list", "--verify", "--solvers"]) == 1
+    rows = capsys.readouterr().out.splitlines()
+    assert [row.split()[0] for row in rows if "BROKEN" in row] == [
+        "lab-three/broken",
+        "lab-two/half",
+    ]
+    assert {"mala", "lab-one/walker"} <= {row.split()[0] for row in rows if row}
+    with pytest.raises(stk.BrokenPlugin):
+        stk.describe_solver("lab-three/broken")
+
+
 @pytest.mark.thorough
 def test_the_command_line_shows_solvers(site, capsys):
     def run(*arguments):

@@ -64,6 +64,7 @@ BUILT_IN_SOLVERS: Mapping[str, str] = MappingProxyType(
 
 SOLVER_PROTOCOL = ("needs", "timed", "init_cost", "step_cost", "capturable", "init", "step")
 """What every solver object has; `scoretk.solvers.base.Solver` says what each means."""
+_HAVING = f"which every solver has: {', '.join(SOLVER_PROTOCOL)}"
 
 _SOLVERS = Catalog("scoretk.solvers", "solver", BUILT_IN_SOLVERS)
 
@@ -208,6 +209,9 @@ def describe_solver(name: str) -> SolverSpec:
         known = _settings(kind)
         required = tuple(n for n, default in known.items() if default is MISSING)
         shown = kind if required else kind()  # what depends on settings is a property
+        lacking = [name for name in SOLVER_PROTOCOL if not hasattr(shown, name)]
+        if lacking:
+            raise TypeError(f"{kind.__name__} has no {' and no '.join(lacking)}, {_HAVING}")
         needs, timed = (None if isinstance(v, property) else v for v in (shown.needs, shown.timed))
         first = (inspect.getdoc(kind) or "").strip().partition("\n\n")[0]
         return SolverSpec(
@@ -222,7 +226,7 @@ def describe_solver(name: str) -> SolverSpec:
 
 
 def verify_solvers() -> list[Entry | Broken]:
-    """All registered solvers after the class of each has been imported.
+    """All registered solvers after each was asked what it is, as `describe_solver` does.
 
     Returns:
         An `Entry` for each, a `Broken` for those that failed. One that only lacks an optional
@@ -232,7 +236,7 @@ def verify_solvers() -> list[Entry | Broken]:
     with _SOLVERS.survey():
         for item in list_solvers():
             try:
-                load_solver_class(item.id)
+                describe_solver(item.id)
             except MissingDependency as error:
                 needs[item.id] = str(error)
             except ScoretkError:  # the next listing shows it
