@@ -301,6 +301,45 @@ def test_a_function_may_take_more_or_not_tell(net):
     stk.Velocity(net, (2,))
 
 
+class Turned(torch.nn.Module):
+    def forward(self, t, x):
+        return -x * t.reshape(-1, 1)
+
+
+TAKERS_OF_TIME = [
+    lambda net: stk.Velocity(net, (2,)),
+    lambda net: stk.Diffusion(net, (2,)),
+    lambda net: stk.from_sigmas(net, (2,)),
+    lambda net: stk.from_timesteps(net, [0.9, 0.5, 0.1], (2,)),
+    lambda net: stk.from_reversed_time(net, (2,)),
+    lambda net: stk.classifier_guided(TIMED, net),
+]
+
+
+@pytest.mark.parametrize(
+    ("net", "named"),
+    [
+        (Turned(), "t, x"),
+        (lambda t, x: x, "t, x"),
+        (lambda sigma, noisy: noisy, "sigma, noisy"),
+        (lambda timesteps, sample, y=None: sample, "timesteps, sample"),
+    ],
+)
+@pytest.mark.parametrize("make", TAKERS_OF_TIME)
+def test_a_network_of_time_and_x_is_told_to_be_turned(make, net, named):
+    """Other packages' velocities are v(t, x): where shapes broadcast they would be sampled to another law."""
+    with pytest.raises(stk.InvalidArgument, match=rf"{named}\), the other way round: lambda x, "):
+        make(net)
+
+
+@pytest.mark.parametrize(
+    "net", [lambda x, t: x, lambda a, b: a, lambda t, sigma: t, lambda x, k: x]
+)
+@pytest.mark.parametrize("make", TAKERS_OF_TIME)
+def test_other_names_of_arguments_are_taken(make, net):
+    make(net)
+
+
 META, SPARSE = torch.empty(4, 2, device="meta"), torch.eye(2).to_sparse()
 
 

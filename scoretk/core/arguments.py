@@ -239,18 +239,38 @@ def option(name: str, value: Any, known: Iterable[str]) -> str:
 def function(name: str, value: Any, form: str) -> Any:
     """Something that can be called as `form` shows, such as `net(x, t, **cond)`, and no class.
 
-    Where its signature is known it takes as many positional arguments as the form has.
+    Where its signature is known it takes as many positional arguments as the form has, and its
+    time, where one of two is called so, at the form's place.
     """
     if not callable(value) or isinstance(value, type):
         raise InvalidArgument(name, value, f"a callable {form}")
     shown = re.match(r"\w+\(([^)]*)\)", form)
     given = [a for a in shown[1].split(", ") if not a.startswith("*")] if shown else []
-    most = _positional(value)
-    if most is not None and most < len(given):
+    taken = _positional(value)
+    if taken is not None and len(taken) < len(given):
         raise InvalidArgument(
-            name, value, f"a callable {form}", f"It has {most} positional parameters"
+            name, value, f"a callable {form}", f"It has {len(taken)} positional parameters"
+        )
+    if len(given) == 2 and taken and "x" in given and _turned(given, taken[:2]):
+        first, second = given
+        raise InvalidArgument(
+            name,
+            value,
+            f"a callable {form}",
+            f"It takes ({', '.join(taken[:2])}), the other way round: "
+            f"lambda {first}, {second}, **cond: {name}({second}, {first}, **cond)",
         )
     return value
+
+
+_TIMES = frozenset({"t", "time", "times", "timestep", "timesteps", "sigma", "sigmas"})
+"""What the parameter of a network that is no x is called."""
+
+
+def _turned(given: Sequence[str], taken: Sequence[str]) -> bool:
+    """Whether of two parameters the one that is called a time is where x is given."""
+    named = [parameter.lower() in _TIMES for parameter in taken]
+    return named.count(True) == 1 and named.index(True) == given.index("x")
 
 
 def keyword_names(function: Any, positional: int) -> frozenset[str] | None:
@@ -277,18 +297,16 @@ def keyword_names(function: Any, positional: int) -> frozenset[str] | None:
     )
 
 
-def _positional(value: Any) -> int | None:
-    """How many positional arguments a callable takes at most; None for any number, or unknown."""
+def _positional(value: Any) -> list[str] | None:
+    """The positional parameters that a callable takes; None for any number, or unknown."""
     try:
         taken = signature(value.forward if isinstance(value, torch.nn.Module) else value).parameters
     except (AttributeError, TypeError, ValueError):
         return None
-    kinds = [p.kind for p in taken.values()]
-    if Parameter.VAR_POSITIONAL in kinds:
+    if any(p.kind is Parameter.VAR_POSITIONAL for p in taken.values()):
         return None
-    return sum(
-        kind in (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD) for kind in kinds
-    )
+    by_place = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
+    return [p.name for p in taken.values() if p.kind in by_place]
 
 
 def event_shape(value: Any, name: str = "event_shape") -> tuple[int, ...]:
