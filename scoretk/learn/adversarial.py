@@ -39,10 +39,10 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from scoretk.core.arguments import option
-from scoretk.core.keywords import explained
 from scoretk.core.rows import across
 from scoretk.errors import InvalidArgument
 from scoretk.fields.wrappers import check_rows
+from scoretk.learn.typed import typed
 
 __all__ = [
     "DIVERGENCES",
@@ -93,7 +93,7 @@ DIVERGENCES: dict[str, Divergence] = {
 }
 
 
-@explained
+@typed
 def f_gan_critic(critic: Critic, x: Tensor, y: Tensor, divergence: str = "gan") -> Tensor:
     """The critic's loss, `E f*(g_f(V(y))) - E g_f(V(x))`.
 
@@ -121,7 +121,7 @@ def f_gan_critic(critic: Critic, x: Tensor, y: Tensor, divergence: str = "gan") 
     return d.conjugate(_values(critic, y)).mean() - d.activation(_values(critic, x)).mean()
 
 
-@explained
+@typed
 def f_gan_generator(
     critic: Critic, y: Tensor, divergence: str = "gan", *, saturating: bool = False
 ) -> Tensor:
@@ -151,7 +151,7 @@ def f_gan_generator(
     return -(d.conjugate if saturating else d.activation)(_values(critic, y)).mean()
 
 
-@explained
+@typed
 def gradient_penalty(critic: Critic, x: Tensor, slope: float = 1.0) -> Tensor:
     """The penalty `(|grad V(x)| - slope)^2` on a critic, with the norm over the whole event.
 
@@ -183,7 +183,7 @@ def gradient_penalty(critic: Critic, x: Tensor, slope: float = 1.0) -> Tensor:
     return (torch.linalg.vector_norm(gradient.flatten(1), dim=1) - slope).square()
 
 
-@explained
+@typed
 def wasserstein_critic(
     critic: Critic, x: Tensor, y: Tensor, mix: Tensor, penalty: float = 10.0
 ) -> Tensor:
@@ -215,7 +215,7 @@ def wasserstein_critic(
     return _values(critic, y).mean() - _values(critic, x).mean() + penalty * slopes
 
 
-@explained
+@typed
 def wasserstein_generator(critic: Critic, y: Tensor) -> Tensor:
     """The generator's loss, `-E V(y)`.
 

@@ -24,8 +24,8 @@ from torch import Tensor
 
 from scoretk.core.arguments import tensor_like
 from scoretk.core.dependencies import required
-from scoretk.core.keywords import explained
 from scoretk.errors import InvalidArgument
+from scoretk.learn.typed import typed
 
 __all__ = ["COUPLINGS", "independent_coupling", "optimal_coupling"]
 
@@ -33,7 +33,7 @@ PIVOTS = 10_000_000
 """The most steps of the network simplex, about a hundred times those of a batch of a thousand."""
 
 
-@explained
+@typed
 def independent_coupling(start: Tensor, x: Tensor) -> Tensor:
     """The starts as they were drawn.
 
@@ -52,7 +52,7 @@ def independent_coupling(start: Tensor, x: Tensor) -> Tensor:
     return start
 
 
-@explained
+@typed
 def optimal_coupling(start: Tensor, x: Tensor) -> Tensor:
     """The starts in the order of the optimal transport to x for the squared distance.
 

@@ -84,7 +84,8 @@ def fit(
             loss; None for the loss itself. A game needs it unless nothing is held out.
         checkpoint: The file to save to, and to go on from where it exists; None for none.
         state: An object with `state_dict` and `load_state_dict` that belongs to the training, such
-            as a `ContrastiveDivergence`. (A loss that has these methods is found by itself.)
+            as an average of yours. (A loss that has these methods is found by itself, and so is a
+            `ContrastiveDivergence` that it calls.)
         settings: Plain values that tell the checkpoints of this run from others'.
         held_out: Rows of one's own to choose the weights by, such as a benchmark's validation set,
             in place of a share of the data; None for `Recipe.held_out`, which then is not read.
@@ -101,6 +102,12 @@ def fit(
     players = list(loss) if isinstance(loss, Sequence) else [Player("", module, loss)]
     run = Training(module, players, data, recipe, seed, evaluate, state, held_out)
     _warn_of_pixels(data)
+    if run.widest_gap:
+        warn(
+            "held_out: the loss of contrastive divergence does not say how good an energy is, and "
+            "the weights of the lowest one on held-out rows would be kept. held_out=0.0 in the "
+            "Recipe keeps the last; evaluate= measures something else, such as a distance of draws"
+        )
     file = None if checkpoint is None else checkpoint_file(checkpoint)
     whose, changed = None if file is None else run.whose(data, settings), list[str]()
     if file is not None and whose is not None and file.exists():

@@ -27,10 +27,10 @@ from einops import rearrange, repeat
 from torch import Tensor
 from torch import distributions as td
 
-from scoretk.core.keywords import explained
 from scoretk.errors import InvalidArgument
 from scoretk.fields.protocols import optional
 from scoretk.fields.wrappers import check_rows
+from scoretk.learn.typed import typed
 
 __all__ = [
     "log_weights",
@@ -54,7 +54,7 @@ class Density(Protocol):
 Decoder = Callable[[Tensor], Density]
 
 
-@explained
+@typed
 def negative_log_likelihood(log_prob: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """The negative log likelihood `-log p(x)`, in nats.
 
@@ -114,7 +114,7 @@ def _(distribution: td.Independent[td.Distribution], noise: Tensor) -> Tensor:
     return reparametrised(distribution.base_dist, noise)
 
 
-@explained
+@typed
 def log_weights(
     x: Tensor, posterior: td.Distribution, decoder: Decoder, prior: Density, noise: Tensor
 ) -> Tensor:
@@ -140,7 +140,7 @@ def log_weights(
     return _reconstruction(x, decoder, z) + log_prior - posterior.log_prob(z)
 
 
-@explained
+@typed
 def negative_elbo(
     x: Tensor,
     posterior: td.Distribution,
@@ -179,7 +179,7 @@ def negative_elbo(
     return td.kl_divergence(posterior, prior) - _reconstruction(x, decoder, z).mean(0)
 
 
-@explained
+@typed
 def negative_iwae(
     x: Tensor, posterior: td.Distribution, decoder: Decoder, prior: Density, noise: Tensor
 ) -> Tensor:

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from scoretk.core.devices import wide
-from scoretk.core.keywords import explained
 from scoretk.core.rows import across, row_sum
 from scoretk.errors import InvalidArgument
 from scoretk.fields import GaussianPath
 from scoretk.fields.convert import prediction_name
+from scoretk.learn.typed import typed
 
 __all__ = [
     "denoising_score_matching",
@@ -29,7 +29,7 @@ __all__ = [
 Network = Callable[[Tensor, Tensor], Tensor]
 
 
-@explained
+@typed
 def noise_prediction(
     net: Network, x: Tensor, t: Tensor, noise: Tensor, path: GaussianPath
 ) -> Tensor:
@@ -54,7 +54,7 @@ def noise_prediction(
     return prediction_error(net, x, t, noise, path, "noise")
 
 
-@explained
+@typed
 def prediction_error(
     net: Network, x: Tensor, t: Tensor, noise: Tensor, path: GaussianPath, predicts: str = "noise"
 ) -> Tensor:
@@ -102,7 +102,7 @@ def prediction_error(
     return _mean_square(net(alpha * x + sigma * noise, t) - target)
 
 
-@explained
+@typed
 def flow_matching(net: Network, x: Tensor, t: Tensor, start: Tensor) -> Tensor:
     """Conditional flow matching on lines: `|net((1 - t) x_0 + t x_1, t) - (x_1 - x_0)|^2 / d`.
 
@@ -128,7 +128,7 @@ def flow_matching(net: Network, x: Tensor, t: Tensor, start: Tensor) -> Tensor:
     return _mean_square(net(torch.lerp(start, x, across(t.to(x), x)), t) - (x - start))
 
 
-@explained
+@typed
 def denoising_score_matching(
     score: Callable[[Tensor], Tensor], x: Tensor, noise: Tensor, sigma: float | Tensor
 ) -> Tensor:
@@ -162,7 +162,7 @@ def denoising_score_matching(
     return _mean_square(scale * score(x + scale * noise) + noise)
 
 
-@explained
+@typed
 def stratified(n: int, generator: torch.Generator) -> Tensor:
     """Stratified times: the i-th is uniform on [i / n, (i + 1) / n).
 

@@ -21,18 +21,18 @@ from collections.abc import Callable
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from scoretk.core.keywords import explained
 from scoretk.errors import InvalidArgument
 from scoretk.fields.wrappers import check_rows
+from scoretk.learn.typed import typed
 
 __all__ = ["flow_contrastive", "noise_contrastive"]
 
 PerRow = Callable[[Tensor], Tensor]
 
 
-@explained
+@typed
 def noise_contrastive(
-    energy: PerRow, log_z: Tensor, noise_log_prob: PerRow, x: Tensor, y: Tensor
+    energy: PerRow, log_z: float | Tensor, noise_log_prob: PerRow, x: Tensor, y: Tensor
 ) -> Tensor:
     """Noise contrastive estimation: J of the module, with nu the ratio of the numbers of rows.
 
@@ -74,9 +74,9 @@ def noise_contrastive(
     return softplus(-log_odds(x)).mean() + nu * softplus(log_odds(y)).mean()
 
 
-@explained
+@typed
 def flow_contrastive(
-    energy: PerRow, log_z: Tensor, flow_log_prob: PerRow, x: Tensor, y: Tensor
+    energy: PerRow, log_z: float | Tensor, flow_log_prob: PerRow, x: Tensor, y: Tensor
 ) -> Tensor:
     """Flow contrastive estimation: J with a flow as the noise, which the flow maximises.
 

@@ -28,15 +28,15 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from scoretk.core.keywords import explained
 from scoretk.core.rows import row_dot
 from scoretk.errors import InvalidArgument
 from scoretk.fields.gradient import grad_energy
+from scoretk.learn.typed import typed
 
 __all__ = ["nearest_neighbour_entropy", "sampler_divergence"]
 
 
-@explained
+@typed
 def sampler_divergence(
     energy: Callable[[Tensor], Tensor], negatives: Tensor, others: Tensor
 ) -> Tensor:
@@ -60,7 +60,7 @@ def sampler_divergence(
     return held - nearest_neighbour_entropy(negatives, others)
 
 
-@explained
+@typed
 def nearest_neighbour_entropy(x: Tensor, others: Tensor) -> Tensor:
     """Estimates of the entropy of a law from nearest neighbours, whose mean tends to H as m grows.
 

@@ -22,17 +22,17 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from scoretk.core.keywords import explained
 from scoretk.core.rows import row_dot
 from scoretk.errors import InvalidArgument
 from scoretk.fields.wrappers import check_rows
+from scoretk.learn.typed import typed
 
 __all__ = ["implicit_score_matching", "sliced_score_matching"]
 
 Score = Callable[[Tensor], Tensor]
 
 
-@explained
+@typed
 def implicit_score_matching(score: Score, x: Tensor) -> Tensor:
     """Implicit score matching with the exact trace, `|s|^2 / 2 + tr ds/dx`.
 
@@ -56,7 +56,7 @@ def implicit_score_matching(score: Score, x: Tensor) -> Tensor:
     return row_dot(s, s) / 2 + curvatures.sum(0)
 
 
-@explained
+@typed
 def sliced_score_matching(
     score: Score, x: Tensor, probes: Tensor, *, variance_reduced: bool = True
 ) -> Tensor:

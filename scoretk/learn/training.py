@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
-from scoretk.core.anatomy import learning
+from scoretk.core.anatomy import learning, walk
 from scoretk.core.arguments import count, function, tensor_like
 from scoretk.core.arrays import aligned
 from scoretk.core.devices import sent
@@ -23,6 +23,7 @@ from scoretk.core.noise import derive
 from scoretk.core.sealed import is_count
 from scoretk.errors import CheckpointError, InvalidArgument, ScoretkError
 from scoretk.learn import processes
+from scoretk.learn.contrastive import CDStep, ContrastiveDivergence
 from scoretk.learn.recipe import Fit, Loss, Numbers, Player, Progress, Recipe
 from scoretk.learn.resume import Whose
 from scoretk.learn.states import States
@@ -57,6 +58,8 @@ class Training:
         self.measure = players[0].loss if evaluate is None and len(players) == 1 else evaluate
         for player in players:
             function("loss", player.loss, "loss(rows, generator)")
+        for part in (module, *(player.module for player in players)):
+            _check_module(part)
         share = recipe.held_out if held_out is None else len(held_out)
         if not players or (self.measure is None and share):
             raise InvalidArgument(
@@ -81,7 +84,10 @@ class Training:
         self.average.update_parameters(module)  # the first is a copy, and counted
         draws = self.generator if self.parts == 1 else torch.Generator()
         self.randomness = [draws, *_generators(module)]
-        self.states = States([*(player.loss for player in players), state], self.parts)
+        losses = [player.loss for player in players]
+        contrasts = [p for p in walk(losses) if isinstance(p, ContrastiveDivergence)]
+        self.states = States([*losses, state, *contrasts], self.parts)
+        self.widest_gap = bool(contrasts) and evaluate is None and len(self.held_out) > 0
         self.step, self.turns, self.stale, self.lowest = 0, 0, 0, math.inf
         self.sums: dict[str, float | Tensor] = {}
         self.best = Fit(self.averaged(), 0)
@@ -152,11 +158,20 @@ class Training:
                 for i, generator in enumerate(self.randomness):
                     generator.manual_seed(derive(self.seed, self.turns, part, i))
             with self.states.of(part), learning():
-                value, numbers = _mean(loss(aligned(slices[part]), self.randomness[0]))
+                rows = aligned(slices[part])
+                try:
+                    value, numbers = _mean(loss(rows, self.randomness[0]))
+                except Exception as error:
+                    _note(error, rows, parameters)
+                    raise
+            if not value.requires_grad:
+                raise _unmoved(loss, "It was computed under torch.no_grad(), or from .detach()")
             value = value * (len(slices[part]) / len(batch))
             # a device would wait for the answer, and its gradients may be of what is not finite
             if value.device.type != "cpu" or bool(torch.isfinite(value)):
                 value.backward(inputs=parameters)
+                if all(p.grad is None for p in parameters):
+                    raise _unmoved(loss, "Is it of another module?")
             total = total + value.detach()
         return processes.summed(parameters, total), numbers
 
@@ -347,6 +362,38 @@ def _parts(recipe: Recipe, batch: int) -> int:
     return parts
 
 
+def _check_module(module: Any) -> None:
+    """Refuse what has no parameters to be asked for, such as a field or a function.
+
+    Raises:
+        InvalidArgument: It is no module.
+    """
+    if not isinstance(module, nn.Module):
+        raise InvalidArgument(
+            "module",
+            module,
+            "a torch.nn.Module, whose parameters are fitted",
+            "Of several: torch.nn.ModuleList; of a field: the network that it calls",
+        )
+
+
+def _unmoved(loss: Loss, why: str) -> InvalidArgument:
+    """The error for a loss that teaches a module nothing."""
+    return InvalidArgument(
+        "loss", loss, "one that depends on the module's parameters, so that it has a gradient", why
+    )
+
+
+def _note(error: Exception, rows: Tensor, parameters: list[nn.Parameter]) -> None:
+    """Add to an error of a loss what it was given."""
+    if not isinstance(error, ScoretkError):
+        kinds = ", ".join(sorted({str(p.dtype) for p in parameters}))
+        error.add_note(
+            f"scoretk: loss(rows, generator) is given rows of shape {tuple(rows.shape)}, "
+            f"{rows.dtype}; the module's parameters are {kinds}"
+        )
+
+
 def _parameters(player: Player, module: nn.Module) -> list[nn.Parameter]:
     known, found = (
         set(module.parameters()),
@@ -399,6 +446,7 @@ def _mean(outcome: Tensor | tuple[Tensor, Numbers]) -> tuple[Tensor, dict[str, f
             "loss",
             outcome,
             "a tensor, or a tensor and a dict of numbers, from loss(rows, generator)",
+            "Of contrastive divergence: step.loss, cd.last" if isinstance(outcome, CDStep) else "",
         )
     return values.mean(), dict(numbers)
 
