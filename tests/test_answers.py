@@ -313,6 +313,7 @@ def test_a_null_is_put_in_as_rows_of_the_condition_s_dtype(dtype):
 def test_nulls_of_other_shapes():
     cond = torch.ones(5, 3)
     assert told({"y": torch.arange(3)}, cond).tolist() == [[0.0, 1.0, 2.0]] * 5
+    assert told({"y": torch.arange(3)[None]}, cond).tolist() == [[0.0, 1.0, 2.0]] * 5
     assert told({"y": 0}, cond).shape == (5, 3)
     assert told({"y": True}, torch.zeros(5, dtype=torch.bool)).tolist() == [True] * 5
     assert told({"y": None}, cond) is None
@@ -327,6 +328,8 @@ def test_nulls_of_other_shapes():
         ({"y": 300}, torch.ones(5, dtype=torch.uint8)),
         ({"y": -1}, torch.ones(5, dtype=torch.uint8)),
         ({"y": torch.zeros(3)}, torch.ones(5)),
+        ({"y": torch.zeros(5)}, torch.ones(5)),  # rows, which another batch would not have
+        ({"y": torch.zeros(5, 3)}, torch.ones(5, 3)),
         ({"y": "none"}, torch.ones(5)),
         ("y", torch.ones(5)),
         ({1: 2}, torch.ones(5)),

@@ -338,8 +338,10 @@ def _null_rows(name: str, value: Any, given: Tensor | None, x: Tensor) -> Tensor
                 f"a value that {given.dtype} holds, as the condition is of that",
             )
         own = whole
+    row = own[0] if own.ndim == given.ndim and len(own) == 1 else own
     try:
-        return own.to(given.device, given.dtype).expand(given.shape)
+        return row.to(given.device, given.dtype).expand(given.shape[1:]).expand(given.shape)
     except RuntimeError as error:
         shape = f"a number, or shape {tuple(given.shape[1:])} as a row of the condition"
-        raise InvalidArgument(f"null[{name!r}]", value, shape) from error
+        way = "It stands for none in all chains"
+        raise InvalidArgument(f"null[{name!r}]", value, shape, way) from error
