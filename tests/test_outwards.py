@@ -17,6 +17,10 @@ WRONG = {
     "of a mixture": stk.Energy(lambda x: torch.logaddexp(-gaussian(x - 4), -gaussian(x + 4)), (2,)),
     "with a large constant": stk.Energy(lambda x: 1e3 - 1e-3 * x.square().sum(1), (3,)),
     "a score": stk.Score(lambda x: x - 2, (2,)),
+    "of what is positive": stk.Energy(
+        lambda mu, tau: -tau - (mu / tau) ** 2 / 2,
+        variables={"mu": (), "tau": torch.distributions.constraints.positive},
+    ),
     "guided too far": stk.guided(WIDE, 3.0, NARROW),
 }
 RIGHT = {
@@ -28,6 +32,14 @@ RIGHT = {
     "along some rays only": stk.Energy(lambda x: -0.1 * x.prod(1), (2,)),
     "periodic": stk.Energy(lambda x: -x.cos().sum(1), (2,)),
     "no value far out": stk.Energy(lambda x: gaussian(x) + torch.log(10 - x.norm(dim=1)), (2,)),
+    "of what is positive": stk.Energy(
+        lambda mu, tau: tau + (mu / tau) ** 2 / 2,
+        variables={"mu": (), "tau": torch.distributions.constraints.positive},
+    ),
+    "of a scale, which no number holds far out": stk.constrained(
+        stk.Energy(lambda x: (x - 2 * x.log()).sum(1), (2,)),
+        [(torch.distributions.constraints.positive, 2)],
+    ),
     "a funnel": stk.load("funnel"),
     "guided": stk.guided(NARROW, 3.0, WIDE),
     "a score": stk.Score(lambda x: 2 - x, (2,)),

@@ -175,7 +175,7 @@ def test_any_event_shape_and_few_rows(shape):
     n = math.prod(shape)
     assert len(summary.rows) == min(2, n)
     assert summary.left_out == max(n - 2, 0)
-    assert f"{summary.left_out} coordinates more" in str(summary) or not summary.left_out
+    assert f"{summary.left_out} coordinate" in str(summary) or not summary.left_out
 
 
 def test_one_chain_or_a_few_draws_give_what_they_can():

@@ -88,7 +88,7 @@ class Summary:
         """
         if self.ok and self.independent:
             return (
-                "Independent draws, in which nothing is wrong. Whether the solver's steps are "
+                "Independent draws, in which no problem was found. Whether the solver's steps are "
                 "enough they do not show: "
                 "compare with those of more steps."
             )
@@ -122,7 +122,7 @@ class Summary:
             )
             for line in (head, *lines)
         ]
-        more = [f"... and {self.left_out} coordinates more"] if self.left_out else []
+        more = [f"... and {counted(self.left_out, 'coordinate')} more"] if self.left_out else []
         return "\n".join(
             [
                 *table,
@@ -143,7 +143,9 @@ class Summary:
             + "</tr>"
             for name, row in self.rows.items()
         )
-        more = f"<p>... and {self.left_out} coordinates more</p>" if self.left_out else ""
+        more = (
+            f"<p>... and {counted(self.left_out, 'coordinate')} more</p>" if self.left_out else ""
+        )
         size = f"{counted(self.chains, 'chain')} of {counted(self.draws, 'draw')}"
         verdict = "<br>".join(map(escape, self.verdict.split("\n")))
         return (

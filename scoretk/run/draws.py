@@ -36,6 +36,7 @@ from scoretk.core.inferencedata import (
     netcdf,
     zarr,
 )
+from scoretk.core.keywords import explained
 from scoretk.core.sealed import Unreadable, plain_json, read_sealed, write_sealed
 from scoretk.diagnostics.halves import Halves, halves_from, halves_of, summarise_halves
 from scoretk.diagnostics.plot.chains import plot_chains
@@ -66,6 +67,23 @@ OUTCOME = ("status", "failed_at")
 HALVES = ("half_mean", "half_var", "half_draws")
 BY_CHAIN = ("x", "final", *OUTCOME, "mean", "var", *HALVES, "named", "chains")
 """The tensors of draws, of which each has a row for a chain, beside statistics and what was tuned."""
+_THEIRS = {
+    "draws.x, (chains, kept, *event), or of a variable draws['mu']": "samples sample draws trace "
+    "values get_samples get_chain chain positions posterior",
+    "draws.x.numpy(), or of a variable draws['mu'].numpy()": "numpy array to_numpy",
+    "draws.to_pandas()": "to_dataframe dataframe df to_df pandas",
+    "draws.to_arviz()": "to_xarray to_inference_data to_inferencedata idata inference_data",
+    "the solver reported draws.stats['accept']": "acceptance acceptance_rate accept_rate "
+    "acceptance_probability is_accepted",
+    "minus draws.stats['energy'], up to a constant": "log_prob lp logp log_probs logdensity log_density",
+    "draws.divergent": "divergences diverging",
+    "draws.summary(), or scoretk.diagnostics.rhat(draws) and ess(draws)": "rhat r_hat ess",
+    "draws.provenance has it": "solver seed steps warmup thin",
+    "draws.summary()": "print_summary describe",
+    "draws.plot()": "plot_trace show",
+}
+ELSEWHERE = {name: way for way, names in _THEIRS.items() for name in names.split()}
+"""Where draws have what other packages call so."""
 WITHOUT_IDS = {"ids": False}
 """The entry of a header that says that chains had no ids, as in files from before checksums."""
 
@@ -190,6 +208,28 @@ class Draws:
         solver = self.provenance.get("solver")
         return f"Draws({kept}{names}{wrong}, solver={solver}, cost={dict(self.cost)})"
 
+    if not TYPE_CHECKING:  # which would take any name
+
+        def __getattr__(self, name: str) -> Any:
+            raise AttributeError(
+                f"{type(self).__name__!r} object has no attribute {name!r}{self._way_to(name)}",
+                name=name,
+                obj=self,
+            )
+
+    def _way_to(self, name: str) -> str:
+        """Where draws have what is asked for by this name; "" where that is not known."""
+        held = vars(self)
+        layout, stats = held.get("layout"), held.get("stats") or {}
+        if layout is not None and name in layout.shapes:
+            return f": it is a variable, draws[{name!r}]"
+        if name in stats:
+            return f": the solver reported it, draws.stats[{name!r}]"
+        return f": {ELSEWHERE[name]}" if name in ELSEWHERE else ""
+
+    def __array__(self, *asked: Any, **how: Any) -> Any:
+        raise TypeError(f"draws are no array: {ELSEWHERE['numpy']}")
+
     @property
     def variables(self) -> dict[str, Tensor]:
         """The variables by name, `(chains, kept, *shape)`; "x" alone where they have no names.
@@ -302,6 +342,7 @@ class Draws:
             purpose="to_arviz",
         )
 
+    @explained
     def summary(self, most: int = 100) -> Summary:
         """Means, Monte-Carlo errors, effective draws, R-hat, and a verdict with likely fixes.
 
@@ -340,6 +381,7 @@ class Draws:
             self.halves(), self.status, self.failed_at, self.stats, rows, solver, labels
         )
 
+    @explained
     def plot(
         self, kind: str = "trace", names: Sequence[str] | str | None = None, most: int = 6
     ) -> Figure:
@@ -411,6 +453,7 @@ class Draws:
         x = self._kept("where trajectories diverged needs the draws themselves")
         return divergent_draws(x, self.stats)
 
+    @explained
     def save(self, path: str | Path, force: bool = False) -> Path:
         """Write the draws to a file, which is replaced as a whole or not at all.
 

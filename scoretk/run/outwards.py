@@ -61,7 +61,8 @@ def check_grows(bound: Any, x: Tensor, steps: int) -> None:
     except Exception:  # noqa: BLE001 (what it raises that far out says nothing of where chains go)
         return
     near, farther, farthest = fallen.reshape(len(FAR), ROWS)
-    if bool(((near > 0) & (farther > FASTER * near) & (farthest > FASTER * farther)).all()):
+    falls = (near > 0) & _faster(farther, near) & _faster(farthest, farther)
+    if bool(falls.all()):
         raise InvalidArgument(
             "energy",
             f"one that falls without bound, to {-float(farthest[0]):.3g} far out",
@@ -69,6 +70,11 @@ def check_grows(bound: Any, x: Tensor, steps: int) -> None:
             "Is its sign right? Energy(lambda x: -log_density(x), event_shape); and a score points "
             "to where the density is larger",
         )
+
+
+def _faster(farther: Tensor, near: Tensor) -> Tensor:
+    """Whether what has fallen has more than its share of the distance, or all that numbers hold."""
+    return (farther > FASTER * near) | (farther == torch.inf)
 
 
 def _fallen(bound: StaticField, x: Tensor, rows: Tensor) -> Tensor:
