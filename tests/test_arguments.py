@@ -2,6 +2,7 @@
 
 import math
 import re
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -338,6 +339,47 @@ def test_a_network_of_time_and_x_is_told_to_be_turned(make, net, named):
 @pytest.mark.parametrize("make", TAKERS_OF_TIME)
 def test_other_names_of_arguments_are_taken(make, net):
     make(net)
+
+
+class Answer(NamedTuple):
+    sample: torch.Tensor
+
+
+@pytest.mark.parametrize(
+    ("answer", "way"),
+    [
+        (Answer, r"net\(x, t, \*\*cond\)\.sample$"),
+        (lambda x: (x,), r"net\(x, t, \*\*cond\)\[0\]$"),
+        (lambda x: "x", "shaped like x$"),
+    ],
+)
+@pytest.mark.parametrize("make", TAKERS_OF_TIME[:5])
+def test_an_answer_that_holds_a_tensor_is_told(make, answer, way):
+    with pytest.raises(stk.InvalidArgument, match=way):
+        stk.sample(make(lambda x, t: answer(x)), chains=2)
+
+
+def test_tables_and_grids_say_what_would_fit():
+    betas = torch.linspace(1e-4, 0.02, 1000)
+    with pytest.raises(stk.InvalidArgument, match=r"of betas, \(1 - betas\)\.cumprod\(0\)"):
+        stk.Tabulated(betas)
+    table = stk.Tabulated((1 - betas).cumprod(0))
+    assert repr(table) == "Tabulated(alphas_cumprod=0.9999 ... 4.036e-05, of 1000 timesteps)"
+    with pytest.raises(stk.InvalidArgument, match=r"scoretk\.grids\.table\(path, levels\)"):
+        stk.ProbabilityFlow("heun", grid=torch.linspace(80.0, 0.0, 5))
+
+
+@pytest.mark.parametrize("make", [stk.ProbabilityFlow, stk.ReverseSDE, stk.DAPS])
+def test_a_grid_is_refused_where_the_solver_is_made(make):
+    with pytest.raises(stk.UnknownName, match="did you mean 'karras'"):
+        make(grid="karas")
+    assert make(grid="karras").grid == "karras"
+    assert make(grid=[0.0, 0.5, 1.0]).grid == (0.0, 0.5, 1.0)
+
+
+def test_fields_in_a_list_are_told_to_be_given_each_by_itself():
+    with pytest.raises(stk.InvalidArgument, match=r"Each by itself: product\(\*fields\)"):
+        stk.product([FIELD, FIELD])
 
 
 META, SPARSE = torch.empty(4, 2, device="meta"), torch.eye(2).to_sparse()

@@ -53,6 +53,9 @@ MADE = {
     ("learn.fit", "steps"): r"It is a setting: Recipe\(steps=\.\.\.\)",
     ("learn.fit", "lr"): r"It is a setting: Recipe\(learning_rate=\.\.\.\)",
     ("learn.fit", "evalute"): "mean 'evaluate'",
+    ("learn.fit", "progress"): "mean 'report'",
+    ("log_partition", "cond"): "Bind the condition first",
+    ("product", "weights"): r"scoretk\.tempered\(field, 1 / w\).*It takes \*fields$",
     ("diagnostics.rhat", "draws"): "It takes x",
 }
 

@@ -51,6 +51,7 @@ _OURS = {
     "predicts": "prediction_type parameterization parametrization model_type",
     "progress": "progressbar progress_bar show_progress display_progress show_progressbars verbose",
     "replicas": "num_replicas n_temps ntemps",
+    "report": "progress progress_bar progressbar verbose callback callbacks logger",
     "rtol": "rel_tol relative_tolerance",
     "seed": "random_seed random_state rng rng_key key prng_key generator rng_seed",
     "solver": "kernel sampler step method algorithm nuts_sampler inference_method",
@@ -87,6 +88,11 @@ WAYS: Mapping[str, str] = MappingProxyType(
         "All chains run at once: batch= limits how many, scoretk.distributed has many processes",
     )
     | dict.fromkeys(
+        ("weights", "powers", "exponents"),
+        "A power p^w is scoretk.tempered(field, 1 / w); shares are those of "
+        "scoretk.mixture(fields, weights)",
+    )
+    | dict.fromkeys(
         ("return_inferencedata", "idata_kwargs", "inference_data"),
         "draws.to_arviz() gives ArviZ's data",
     )
@@ -111,6 +117,11 @@ OF_A_GRID = frozenset(
 """What others call the steps of a solver with a grid."""
 _OWN_STEPS = "A solver with a grid has its own: scoretk.ProbabilityFlow(steps=...)"
 
+_BIND = (
+    "Bind the condition first: "
+    "scoretk.Energy(lambda x: field.energy(x, y=y.expand(len(x), *y.shape)), event_shape)"
+)
+
 _TAKERS: dict[str, list[str]] = {}
 """The classes that take an argument, by its name; in the order in which they were made."""
 
@@ -132,6 +143,7 @@ def explained(function: _Function, label: str = "", *, settings: type | None = N
         return function
     by_keyword = (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
     known = {p.name: None for p in parameters if p.kind in by_keyword and p.name != "self"}
+    shown = [f"*{p.name}" for p in parameters if p.kind is Parameter.VAR_POSITIONAL]
     hidden = getattr(function, "__kwdefaults__", None) or {}  # what a wrapper of it takes beside
     called = label or f"{getattr(function, '__name__', 'the function')}()"
 
@@ -140,7 +152,7 @@ def explained(function: _Function, label: str = "", *, settings: type | None = N
         if not options.keys() <= known.keys() | hidden.keys():
             unknown = next(name for name in options if name not in {**known, **hidden})
             way = _setting(unknown, settings) or _way(unknown, known)
-            raise UnknownArgument(called, unknown, known, way)
+            raise UnknownArgument(called, unknown, [*shown, *known], way)
         return function(*args, **options)
 
     return call  # type: ignore[return-value]  # whose signature is the function's
@@ -180,6 +192,8 @@ def _way(name: str, known: Iterable[str]) -> str:
         return f"{said} {_OWN_STEPS}" if on_a_grid else said
     if asked in WAYS:
         return WAYS[asked]
+    if asked == "cond" and "field" in taken:
+        return _BIND
     near = get_close_matches(asked, taken, n=1)
     return (
         _elsewhere(name)

@@ -64,6 +64,8 @@ STEEPEST = 1.9
 """The largest slope of log alpha, per interval, at the end of the first interval: below 2, so that
 the parabola from alpha = 0 is monotone.
 """
+SHOWN = 8
+"""How many numbers of a table are shown; of longer ones the ends."""
 BISECTIONS = 60
 """Halvings of an interval, until less is left of it than float64 resolves."""
 
@@ -438,6 +440,7 @@ class Tabulated(GaussianPath):
                 "alphas_cumprod",
                 self.alphas_cumprod,
                 "at least two decreasing numbers in (0, 1), of which only a third may be 0",
+                _rising(table),
             )
         object.__setattr__(self, "alphas_cumprod", table)
         # knots in increasing t: t = 0 (k = N - 1), 1/N, ..., 1 (the data)
@@ -456,6 +459,12 @@ class Tabulated(GaussianPath):
                 [torch.tensor([[float(knots[1])], [0], [0], [0]]).to(cubics), cubics], 1
             )
         object.__setattr__(self, "_cubics", cubics)
+
+    def __repr__(self) -> str:
+        if len(self.alphas_cumprod) <= SHOWN:
+            return f"Tabulated(alphas_cumprod={self.alphas_cumprod!r})"
+        first, last = (float(self.alphas_cumprod[i]) for i in (0, -1))
+        return f"Tabulated(alphas_cumprod={first:.4g} ... {last:.4g}, of {self.steps} timesteps)"
 
     @property
     def steps(self) -> int:
@@ -529,6 +538,13 @@ class Tabulated(GaussianPath):
             y = torch.exp((log_alpha - first).clamp(max=0))
             u = torch.where(cell == 0, 2 * y / (linear + torch.sqrt(linear**2 + 4 * square * y)), u)
         return u / self.steps
+
+
+def _rising(table: Tensor) -> str:
+    """What to do about a table that does not fall; "" where that is not known."""
+    if len(table) < 2 or not bool((table.diff() >= 0).all()):
+        return ""
+    return "These increase: of betas, (1 - betas).cumprod(0); from noise to data, table.flip(0)"
 
 
 def _monotone_cubics(knots: Tensor, steepest: float = math.inf) -> Tensor:

@@ -321,8 +321,17 @@ def _call_network(
     prediction = unwritten(
         field.predicts, lambda y: field.net(y, times, **cond), x, beside={"t": times, **cond}
     )
-    hint = "A timed model's prediction is shaped like x"
+    hint = "A timed model's prediction is shaped like x" + _within(prediction)
     return check_rows(field.predicts, prediction, x.shape, hint, x.dtype)
+
+
+def _within(prediction: Any) -> str:
+    """How to take the tensor out of an answer that holds it, as diffusers' networks give it."""
+    if isinstance(getattr(prediction, "sample", None), Tensor):
+        return ": lambda x, t, **cond: net(x, t, **cond).sample"
+    if isinstance(prediction, tuple | list) and isinstance(next(iter(prediction), None), Tensor):
+        return ": lambda x, t, **cond: net(x, t, **cond)[0]"
+    return ""
 
 
 @dataclass(frozen=True, eq=False)

@@ -256,8 +256,8 @@ def _flow_density(
             field_name(field),
             offers(field),
             {"log_prob"},
-            "Its energy is known up to a constant only: a normalised density needs the partition "
-            "function"
+            "Its energy is known up to a constant only: scoretk.log_partition(field) estimates log "
+            "Z, and -field.energy(x) - log Z is the log density"
             if offers(field) & {"energy", "score"}
             else without_law(offers(field)),
         )

@@ -518,5 +518,19 @@ def grid(
         and float(times[-1]) <= 1
     )
     if not inside:
-        raise InvalidArgument("grid", spec, "at least two increasing times in [0, 1]")
+        falling = len(times) >= 2 and bool((times.diff() < 0).all()) and float(times[0]) > 1
+        way = "Times of levels sigma / alpha: scoretk.grids.table(path, levels)" if falling else ""
+        raise InvalidArgument("grid", spec, "at least two increasing times in [0, 1]", way)
     return times
+
+
+def kept_grid(spec: Any) -> str | tuple[float, ...] | None:
+    """What a solver keeps of a grid that it is given: a known name, times, or None.
+
+    Raises:
+        InvalidArgument: The times do not increase or leave [0, 1].
+        UnknownName: No grid has this name.
+    """
+    if spec is None or isinstance(spec, str):
+        return None if spec is None else option("grid", spec, GRIDS)
+    return tuple(grid(spec, None, 1).tolist())

@@ -38,7 +38,7 @@ from scoretk.core.rows import add_scaled
 from scoretk.core.streams import Stream
 from scoretk.fields.protocols import NoiseSource
 from scoretk.fields.resolve import TimedField, gaussian_path
-from scoretk.ode.grids import grid
+from scoretk.ode.grids import grid, kept_grid
 from scoretk.solvers.base import Info, TableState, read_row
 from scoretk.solvers.parts.alternation import alternation, descent
 
@@ -83,8 +83,7 @@ class DAPS:
         counts(self, levels=1, steps=1)
         if self.spread != math.inf:
             positive("spread", self.spread)
-        if self.grid is not None and not isinstance(self.grid, str):
-            object.__setattr__(self, "grid", tuple(grid(self.grid, None, 1).tolist()))
+        object.__setattr__(self, "grid", kept_grid(self.grid))
 
     def times(self, field: TimedField) -> Tensor:
         """The grid's times, float64."""

@@ -33,7 +33,7 @@ from scoretk.fields.protocols import NoiseSource
 from scoretk.fields.resolve import TimedField, of_rows
 from scoretk.fields.wrapped import check_flow
 from scoretk.ode.adjoint import BackwardSolve, with_adjoint
-from scoretk.ode.grids import grid
+from scoretk.ode.grids import grid, kept_grid
 from scoretk.ode.registry import Method, Rule, every_method, find_method
 from scoretk.ode.rowwise import PAIRS, VelocityOf
 from scoretk.ode.tableaus import GRID_RULES, Tableau, tableau
@@ -143,8 +143,7 @@ class ProbabilityFlow:
         if self.adjoint and not method.adaptive:
             known = ", ".join(m.name for m in every_method() if m.adaptive)
             raise InvalidArgument("adjoint", True, f"an adaptive method, one of {known}")
-        if self.grid is not None and not isinstance(self.grid, str):
-            object.__setattr__(self, "grid", tuple(grid(self.grid, None, 1).tolist()))
+        object.__setattr__(self, "grid", kept_grid(self.grid))
 
     @property
     def ode_method(self) -> Method:

@@ -81,7 +81,7 @@ from scoretk.fields.paths import GaussianPath
 from scoretk.fields.protocols import NoiseSource, field_name
 from scoretk.fields.resolve import TimedField, gaussian_path
 from scoretk.fields.wrapped import check_flow, without_flow
-from scoretk.ode.grids import grid
+from scoretk.ode.grids import grid, kept_grid
 from scoretk.ode.names import FOREIGN, Foreign, spelled
 from scoretk.ode.registry import has_method
 from scoretk.ode.tableaus import Knot, knots
@@ -174,8 +174,7 @@ class ReverseSDE:
             raise InvalidArgument(
                 "snr", self.snr, "a positive number of at most sqrt(1/2), with which h = s^2"
             )
-        if self.grid is not None and not isinstance(self.grid, str):
-            object.__setattr__(self, "grid", tuple(grid(self.grid, None, 1).tolist()))
+        object.__setattr__(self, "grid", kept_grid(self.grid))
 
     def times(self, field: TimedField) -> Tensor:
         """The grid's times, float64."""

@@ -20,6 +20,9 @@ from scoretk.fields.wrappers import GaussianPathField
 __all__ = ["Members", "OfMany", "SamePath", "fitting"]
 
 
+SUCH_AS = "Such as scoretk.Energy(fn, event_shape)"
+
+
 def fitting(argument: str, fields: Sequence[Any], purpose: str) -> bool:
     """Check that fields fit together.
 
@@ -40,7 +43,9 @@ def fitting(argument: str, fields: Sequence[Any], purpose: str) -> bool:
         raise InvalidArgument(argument, fields, "at least one field")
     for f in fields:
         if not is_field(f):
-            raise no_field(argument, f, "a field", "Such as scoretk.Energy(fn, event_shape)")
+            several = isinstance(f, list | tuple) and f and all(map(is_field, f))
+            way = "Each by itself: product(*fields)" if several else SUCH_AS
+            raise no_field(argument, f, "a field", way)
     shapes = {tuple(f.event_shape) for f in fields}
     if len(shapes) > 1:
         raise InvalidArgument(argument, shapes, "fields of one event shape")
