@@ -41,13 +41,24 @@ def test_a_network_that_is_read_as_it_was_not_trained_is_told(path, is_, says):
         assert results[0].status == "passed" or is_ != says
 
 
-def test_a_law_elsewhere_and_a_time_that_runs_back_are_told():
-    """Which no other reading would mend."""
-    assert statuses(normal(stk.VP(), "noise", "noise", mean=4.0))["denoises"] == "failed"
-    net = normal(stk.Linear(), "velocity", "velocity").predict
-    back = stk.Velocity(lambda x, t: -net(x, 1 - t), (2,))
-    assert statuses(back)["denoises"] == "failed"
-    assert statuses(stk.Velocity(net, (2,))) == {"denoises": "passed", "predicts": "passed"}
+def test_a_law_elsewhere_is_told():
+    """Which time the other way round would not mend."""
+    told = check_on_data(normal(stk.VP(), "noise", "noise", mean=4.0), DATA)
+    assert told[0].status == "failed"
+    assert "from_reversed_time" not in told[1].detail
+
+
+@pytest.mark.parametrize("is_", PREDICTIONS)
+@pytest.mark.parametrize("path", [stk.Linear(), stk.VP()], ids=repr)
+def test_a_time_that_runs_back_is_told_with_what_would_mend_it(path, is_):
+    net = normal(path, is_, is_).predict
+    sign = -1 if is_ == "velocity" else 1
+    back = lambda x, t: sign * net(x, 1 - t)  # noqa: E731
+    told = check_on_data(stk.Diffusion(back, (2,), path, predicts=is_), DATA)
+    assert told[1].status == "failed"
+    assert f"from_reversed_time(..., predicts={is_!r})" in told[1].detail
+    mended = stk.from_reversed_time(back, (2,), path, predicts=is_)
+    assert statuses(mended) == {"denoises": "passed", "predicts": "passed"}
 
 
 @pytest.mark.parametrize(

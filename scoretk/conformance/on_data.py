@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -36,6 +37,10 @@ WORSE, BETTER = 2.0, 0.8
 """How much larger than that of the best line an error may be, and how much smaller that of another
 reading of a network must be to be the better one.
 """
+TURNED = "turned "
+"""How a reading is called of a network that is asked at time 1 - t."""
+NEAR = 1.25
+"""How large the errors of such a reading may be at each level, beside those of the best line."""
 _METHODS = {"velocity": "velocity", "score": "score", "data": "denoise"}
 
 
@@ -47,7 +52,7 @@ def check_on_data(
 
     A field in time is asked for the data in noised ones, at four levels of noise: the mean square
     error is to be no more than twice that of the best line in each entry ("denoises"), and no other
-    `predicts` is to make it clearly smaller ("predicts"). A network whose prediction or time is
+    `predicts`, nor time the other way round, is to make it clearly smaller ("predicts"). A network whose prediction or time is
     taken for another's samples garbage without a failure.
 
     The score s of a static field is asked whether `E[s_i(x) (x_i - E x_i)]` is about -1 in the mean
@@ -110,27 +115,72 @@ def _slopes(bound: Any, data: Tensor) -> CheckResult:
 
 def _in_time(field: Any, data: Tensor, cond: dict[str, Tensor], noise: Noise) -> list[CheckResult]:
     name, _ = prediction(field)
-    path = gaussian_path(field, "denoise")
-    raw = optional(field, "predict") or getattr(field, _METHODS[name])
-    x, shape = wide(data), tuple(data.shape[1:])
-    variance = x.var(0)
-    errors: dict[str, list[Tensor]] = {reading: [] for reading in PREDICTIONS}
-    far = []
-    for level, t in enumerate(_times(path, float(variance.mean().sqrt()))):
-        alpha, sigma = float(path.alpha(t)), float(path.sigma(t))
-        eps = noise.normal(level, Stream.START, shape, torch.float64).to(x)
-        noised = alpha * x + sigma * eps
-        answer = wide(raw(noised.to(data.dtype), data.new_full((len(x),), float(t)), **cond))
-        line = (variance * sigma**2 / (variance * alpha**2 + sigma**2)).sum()
-        for reading, found in errors.items():
-            a, b = row_coefficients(path, t, reading, "data", torch.float64)
-            found.append(row_sum((a.to(x) * answer + b.to(x) * noised - x).square()) / line)
-        own = errors[name][-1]
-        if not float(own.mean()) <= WORSE + ERRORS * float(own.std()) / math.sqrt(len(x)):
-            far.append(f"{float(own.mean()):.3g} times at t = {float(t):.3g}")
+    asked = _Asked(
+        optional(field, "predict") or getattr(field, _METHODS[name]),
+        gaussian_path(field, "denoise"),
+        data,
+        cond,
+        noise,
+    )
+    errors = asked.errors()
+    far = [
+        f"{float(own.mean()):.3g} times at t = {float(t):.3g}"
+        for t, own in zip(asked.times, errors[name], strict=True)
+        if _is_far(own, WORSE)
+    ]
     law = f"data are found in noised ones with at most {WORSE:g} times the error of the best line"
     denoises = CheckResult("denoises", "failed" if far else "passed", law, "; ".join(far))
-    return [denoises, _reading(name, {k: torch.stack(v).mean(0) for k, v in errors.items()})]
+    turned = {
+        f"{TURNED}{reading}": of_levels
+        for reading, of_levels in asked.errors(turned=True).items()
+        if not any(_is_far(own, NEAR) for own in of_levels)
+    }
+    means = {k: torch.stack(v).mean(0) for k, v in (errors | turned).items()}
+    return [denoises, _reading(name, means)]
+
+
+def _is_far(own: Tensor, most: float) -> bool:
+    """Whether errors, a row each, are beyond what is allowed."""
+    return not float(own.mean()) <= most + ERRORS * float(own.std()) / math.sqrt(len(own))
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A network, and noised data in which it is to find the data."""
+
+    raw: Callable[..., Tensor]
+    path: Any
+    data: Tensor
+    cond: dict[str, Tensor]
+    noise: Noise
+
+    @property
+    def times(self) -> list[Tensor]:
+        """The times at which it is asked."""
+        return _times(self.path, float(wide(self.data).var(0).mean().sqrt()))
+
+    def errors(self, *, turned: bool = False) -> dict[str, list[Tensor]]:
+        """The square errors of each reading of its answers, in those of the best line: a row each.
+
+        Args:
+            turned: Whether it is asked as one whose time runs from data to noise, so that a
+                velocity has the other sign.
+        """
+        x, shape = wide(self.data), tuple(self.data.shape[1:])
+        variance = x.var(0)
+        found: dict[str, list[Tensor]] = {reading: [] for reading in PREDICTIONS}
+        for level, t in enumerate(self.times):
+            alpha, sigma = float(self.path.alpha(t)), float(self.path.sigma(t))
+            eps = self.noise.normal(level, Stream.START, shape, torch.float64).to(x)
+            noised = alpha * x + sigma * eps
+            at = self.data.new_full((len(x),), 1 - float(t) if turned else float(t))
+            answer = wide(self.raw(noised.to(self.data.dtype), at, **self.cond))
+            line = (variance * sigma**2 / (variance * alpha**2 + sigma**2)).sum()
+            for reading, rows in found.items():
+                a, b = row_coefficients(self.path, t, reading, "data", torch.float64)
+                a = -a if turned and reading == "velocity" else a
+                rows.append(row_sum((a.to(x) * answer + b.to(x) * noised - x).square()) / line)
+        return found
 
 
 def _times(path: Any, spread: float) -> list[Tensor]:
@@ -145,12 +195,14 @@ def _times(path: Any, spread: float) -> list[Tensor]:
 
 def _reading(name: str, errors: dict[str, Tensor]) -> CheckResult:
     """Whether another reading of the network's answers finds the data clearly better."""
-    law = "no other `predicts` finds the data clearly better"
+    law = "no other `predicts` finds the data clearly better, nor time the other way round"
     own, best = errors[name], min(errors, key=lambda reading: float(errors[reading].mean()))
     gain = BETTER * own - errors[best]
     better = float(gain.mean()) > ERRORS * float(gain.std()) / math.sqrt(len(gain))
     if best == name or not better:
         return CheckResult("predicts", "passed", law)
     share = float(errors[best].mean() / own.mean())
-    told = f"with predicts={best!r} the error is {share:.2g} times that with {name!r}"
+    way = best.removeprefix(TURNED)
+    with_ = f"from_reversed_time(..., predicts={way!r})" if way != best else f"predicts={best!r}"
+    told = f"with {with_} the error is {share:.2g} times that with {name!r}"
     return CheckResult("predicts", "failed", law, told)
