@@ -905,3 +905,20 @@ def test_a_function_of_variables_that_fails_is_told_the_shapes_of_all_that_it_ge
     (note,) = [note for note in raised.value.__notes__ if note.startswith("scoretk: ")]
     for said in ("mu of shape (4,)", "tau of shape (4,)", "y of shape (4, 3)"):
         assert said in note
+
+
+@pytest.mark.parametrize(
+    ("spec", "way"),
+    [
+        (td.HalfNormal(1.0), r"a HalfNormal, its support, law\.support"),
+        (td.Normal(torch.zeros(8), 1.0), r"scoretk\.Variable\(\(8,\), law\.support\)"),
+        (td.Dirichlet(torch.ones(3)), r"scoretk\.Variable\(\(3,\), law\.support\)"),
+        (3, r"Of 3 numbers: \(3,\)"),
+        ("positive", r"torch\.distributions\.constraints\.positive"),
+        ("posit", r"got 'posit'$"),
+        (0, "got 0$"),
+    ],
+)
+def test_what_is_no_variable_says_what_would_be(spec, way):
+    with pytest.raises(stk.InvalidArgument, match=way):
+        stk.Energy(lambda tau: tau, variables={"tau": spec})

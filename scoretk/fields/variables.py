@@ -23,10 +23,11 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import constraints
+from torch.distributions import Distribution, constraints
+from torch.distributions.constraints import Constraint
 
 from scoretk.core.arguments import event_shape as as_event_shape
-from scoretk.core.arguments import tensor_like
+from scoretk.core.arguments import is_integer, tensor_like
 from scoretk.errors import InvalidArgument, near_match
 from scoretk.fields.answers import check_energy, noted
 from scoretk.fields.gradient import followed
@@ -305,9 +306,9 @@ def variables_of(value: Any, name_of: Callable[[Any], str] = argument_name) -> V
 def _variable(name: str, spec: Any) -> Variable:
     if isinstance(spec, Variable):
         return spec
-    if isinstance(spec, constraints.Constraint):
+    if isinstance(spec, Constraint):
         return Variable((), spec)
-    if isinstance(spec, Sequence) and any(isinstance(s, constraints.Constraint) for s in spec):
+    if isinstance(spec, Sequence) and any(isinstance(s, Constraint) for s in spec):
         shape = next((s for s in spec if isinstance(s, Sequence)), (3,))
         raise InvalidArgument(
             f"variables[{name!r}]",
@@ -321,7 +322,22 @@ def _variable(name: str, spec: Any) -> Variable:
         f"variables[{name!r}]",
         spec,
         "a shape such as (8,), a constraint, or scoretk.Variable(shape, constraint)",
+        _meant(spec),
     )
+
+
+def _meant(spec: Any) -> str:
+    """What would say of a variable what this is meant to; "" where that is not known."""
+    if isinstance(spec, Distribution):
+        shape = tuple(spec.batch_shape + spec.event_shape)
+        kind = type(spec).__name__
+        made = f"scoretk.Variable({shape}, law.support)" if shape else "law.support"
+        return f"Of a prior law, here a {kind}, its support, {made}: its density is fn's to add"
+    if is_integer(spec) and spec > 0:
+        return f"Of {spec} numbers: ({spec},)"
+    if isinstance(spec, str) and isinstance(getattr(constraints, spec, None), Constraint):
+        return f"torch.distributions.constraints.{spec}"
+    return ""
 
 
 def _check_bijection(name: str, v: Variable) -> None:
