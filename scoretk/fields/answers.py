@@ -25,6 +25,7 @@ from scoretk.errors import InvalidArgument, ScoretkError
 
 __all__ = [
     "BY_HAND",
+    "ENERGY",
     "check_asked",
     "check_energy",
     "check_rows",
@@ -58,6 +59,11 @@ _SINGULAR = (
     "use torch.linalg.cholesky_ex, with an energy of torch.inf where its second answer is not 0"
 )
 """What to do about a matrix that has no factors somewhere."""
+ENERGY = (
+    "An energy gives one number a row: sum over the event axes, keep the batch axis; of a function "
+    "of one point torch.vmap(fn) is one of rows"
+)
+"""What the answer of an energy is to be, for errors."""
 _AT_ONCE = "scoretk: {} is given all chains at once, in torch tensors: {}"
 _TIMES = "One time (or sigma, or timestep) a row: t.reshape({}) goes with x"
 
@@ -134,8 +140,7 @@ def check_energy(got: object, x: Tensor) -> Tensor:
     Raises:
         InvalidArgument: It is anything else.
     """
-    hint = "An energy gives one number a row: sum over the event axes, keep the batch axis"
-    return check_rows("energy", got, x.shape[:1], hint, x.dtype)
+    return check_rows("energy", got, x.shape[:1], ENERGY, x.dtype)
 
 
 def unwritten(

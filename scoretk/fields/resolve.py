@@ -23,7 +23,7 @@ from scoretk.core.arguments import event_shape as as_event_shape
 from scoretk.core.arrays import aligned, aligned_values
 from scoretk.core.compiling import part
 from scoretk.errors import InvalidArgument, MissingCapability
-from scoretk.fields.answers import check_rows, unwritten
+from scoretk.fields.answers import ENERGY, check_rows, unwritten
 from scoretk.fields.conditions import taken
 from scoretk.fields.convert import convert, prediction_name, row_coefficients
 from scoretk.fields.distribution import in_free_space
@@ -45,7 +45,6 @@ __all__ = [
     "without_law",
 ]
 
-_ENERGY = "An energy gives one number a row: sum over the event axes, keep the batch axis"
 _LIKE = "It is shaped like x"
 _NATIVE_OF = {"velocity": "velocity", "denoise": "data", "score": "score"}
 
@@ -97,7 +96,7 @@ class StaticField:
         """`E(x)`, `(batch,)`."""
         x = aligned(x)
         energy = self._ask("energy", self.native.energy, x, cond, torch.inf)
-        return check_rows("energy", energy, x.shape[:1], _ENERGY)
+        return check_rows("energy", energy, x.shape[:1], ENERGY)
 
     def score(self, x: Tensor, **cond: Tensor) -> Tensor:
         """`grad log p(x)`, like x: the field's own score, else `-grad E` by autograd."""
@@ -132,7 +131,7 @@ def _energy_and_grad(field: StaticField, x: Tensor) -> tuple[Tensor, Tensor]:
         x = aligned(x)
         energy, gradient = field._ask("energy_and_grad", own, x, {}, torch.inf, torch.nan)
         gradient = check_rows("gradient", gradient, x.shape, _LIKE, x.dtype)
-        return check_rows("energy", energy, x.shape[:1], _ENERGY), gradient
+        return check_rows("energy", energy, x.shape[:1], ENERGY), gradient
     if "score" in offers(field.native):
         return field.energy(x), -field.score(x)
     return grad_energy(field.energy, aligned(x), field.native)

@@ -153,7 +153,8 @@ def _compare(
                 f"field says of a row depends on that row alone",
                 "Sum and average over the event axes (dim=1 and further), never over axis 0, which "
                 "holds the chains, nor divide by their number; no batch normalisation in training "
-                "mode, no norm of the whole batch",
+                "mode, no norm of the whole batch; of a function of one point torch.vmap(fn) is one of "
+                "rows",
             )
 
 
