@@ -28,7 +28,6 @@ from torch import Tensor
 from torch import distributions as td
 
 from scoretk.errors import InvalidArgument
-from scoretk.fields.protocols import optional
 from scoretk.fields.wrappers import check_rows
 from scoretk.learn.typed import typed
 
@@ -68,15 +67,8 @@ def negative_log_likelihood(log_prob: Callable[[Tensor], Tensor], x: Tensor) -> 
         `(batch,)`.
 
     Raises:
-        InvalidArgument: Where `log_prob` does not give one number a row.
+        InvalidArgument: Where `log_prob` is no function, or does not give one number a row.
     """
-    if not callable(log_prob):
-        way = (
-            f"Its own: {type(log_prob).__name__}.log_prob"
-            if optional(log_prob, "log_prob") is not None
-            else ""
-        )
-        raise InvalidArgument("log_prob", log_prob, "a callable log_prob(x)", way)
     return -check_rows("log_prob", log_prob(x), x.shape[:1], "A log density gives one number a row")
 
 

@@ -57,4 +57,4 @@ def _can_be_called(value: Any) -> bool:
 def _way(name: str, value: Any) -> str:
     if isinstance(value, Tensor):
         return "fit calls a loss with (rows, generator): lambda rows, generator: ..."
-    return f"Its method: value.{name}" if hasattr(value, name) else ""
+    return f"Its own: {type(value).__name__}.{name}" if hasattr(value, name) else ""
