@@ -43,6 +43,22 @@ def fewer_cases(monkeypatch):
     monkeypatch.setattr(kit, "_explore", in_cases)
 
 
+@pytest.fixture(scope="session")
+def compiler_begun():
+    """The compiler has traced something, and with it looked up, by their names, the functions that it knows."""
+    traced = torch.compile(lambda x: x + torch.compiler.is_compiling(), backend="eager")
+    assert traced(torch.zeros(())) == 1
+
+
+@pytest.fixture
+def as_traced(compiler_begun, monkeypatch):
+    """`as_traced(True)`: the package takes the ways that it takes in what the compiler traces.
+
+    A compiler that began with the function replaced would not know the right one in any later test of the process.
+    """
+    return lambda answer: monkeypatch.setattr(torch.compiler, "is_compiling", lambda: answer)
+
+
 @pytest.fixture(scope="module")
 def coarse_pictures():
     """Figures are saved with few pixels: drawing the demo's takes longer than the runs of its tests."""

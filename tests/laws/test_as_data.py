@@ -72,11 +72,11 @@ def all_of(solver, bound, state, noise):
 
 
 @pytest.mark.parametrize("solver", [CLIPPED, *(s for s, _ in CAPTURED)], ids=repr)
-def test_a_step_as_the_compiler_traces_it_is_the_step(solver, monkeypatch):
+def test_a_step_as_the_compiler_traces_it_is_the_step(solver, as_traced):
     """What is written twice, for graphs and for eager steps, is the same: numbers of a table, noise, loops, checks."""
     bound, state, noise = begun(solver, torch.float64)
     eager = all_of(solver, bound, state, noise)
-    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    as_traced(True)
     bound, state, noise = begun(solver, torch.float64)
     for one, other in zip(all_of(solver, bound, state, noise), eager, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9, equal_nan=True)

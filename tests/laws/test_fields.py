@@ -528,12 +528,12 @@ def test_every_law_that_is_written_for_free_points_is_asked_about():
         lambda x: x.sqrt().sum(1),
     ],
 )
-def test_a_gradient_is_as_finite_as_its_energy_in_a_graph_too(of, energy, monkeypatch):
+def test_a_gradient_is_as_finite_as_its_energy_in_a_graph_too(of, energy, as_traced):
     """The compiler's way is another: a slope that autograd makes beside an energy of inf or NaN is none."""
     x = torch.tensor([[0.3, 0.7], [-0.2, 0.5], [0.9, 0.1]], dtype=torch.float64)
     found = []
     for traced in (False, True):
-        monkeypatch.setattr(torch.compiler, "is_compiling", lambda traced=traced: traced)
+        as_traced(traced)
         answer = of(energy, x)
         found.append(answer if isinstance(answer, tuple) else (answer,))
     for eager, graph in zip(*found, strict=True):
@@ -542,7 +542,7 @@ def test_a_gradient_is_as_finite_as_its_energy_in_a_graph_too(of, energy, monkey
 
 
 @pytest.mark.parametrize("traced", [False, True])
-def test_a_score_in_passing_is_the_score_where_energies_are_finite(traced, monkeypatch):
+def test_a_score_in_passing_is_the_score_where_energies_are_finite(traced, as_traced):
     """Elsewhere it is what autograd makes of the branch; a score of the field's own stays as it is."""
     energy = lambda x: torch.where(x[:, 0] > 0, math.nan, x.square().sum(1))  # noqa: E731
 
@@ -552,7 +552,7 @@ def test_a_score_in_passing_is_the_score_where_energies_are_finite(traced, monke
 
     x = torch.tensor([[0.3, 0.7], [-0.2, 0.5]], dtype=torch.float64)
     plain, own = (resolve(kind(energy, (2,)), {"score"}) for kind in (stk.Energy, Own))
-    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: traced)
+    as_traced(traced)
     torch.testing.assert_close(plain.passing_score(x)[1], plain.score(x)[1], rtol=0, atol=0)
     assert plain.passing_score(x)[0].tolist() == [0, 0]
     assert bool(plain.score(x)[0].isnan().all())
