@@ -110,6 +110,25 @@ def test_an_error_of_a_loss_says_what_it_was_given():
     assert "parameters are torch.float32" in note
 
 
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_fit_that_is_stopped_leaves_its_average_and_says_how_to_go_on(tmp_path, kept):
+    net, then = network(), []
+
+    def stop(progress):
+        then.extend(p.detach().clone() for p in net.parameters())
+        raise KeyboardInterrupt
+
+    recipe = Recipe(steps=4, batch=16, evaluations=2, held_out=0.0, decay=0.0)  # the last weights
+    rest = {"report": stop, "checkpoint": tmp_path / "file" if kept else None}
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        fit(net, lambda rows, g: net(rows).square().mean(), DATA, recipe, **rest)
+    (note,) = stopped.value.__notes__
+    assert "averaged weights of step 2" in note
+    assert ("goes on from " + str(tmp_path / "file") in note) == kept
+    assert all(torch.equal(a, b) for a, b in zip(then, net.parameters(), strict=True))
+    assert not net.training
+
+
 class TestContrastiveDivergence:
     def contrast(self, **options):
         net = network(1)

@@ -69,7 +69,8 @@ def fit(
 ) -> Fit:
     """Minimise a loss over the rows of data.
 
-    The module ends in eval mode with the weights that are returned.
+    The module ends in eval mode with the weights that are returned, and after Ctrl-C with the
+    averaged ones of then.
 
     Args:
         module: The parameters to fit.
@@ -130,6 +131,14 @@ def fit(
     except NotFinite as error:
         run.settle(run.averaged())
         raise FitFailure(run.step, run.averaged()) from error
+    except KeyboardInterrupt as stopped:
+        run.settle(run.averaged())
+        way = f"the same call goes on from {file}" if file is not None and file.exists() else ""
+        stopped.add_note(
+            f"The module has the averaged weights of step {run.step}"
+            + (f"; {way}." if way else ". With checkpoint=, the same call goes on from there.")
+        )
+        raise
     run.settle(run.best.weights)
     return run.best
 
