@@ -17,8 +17,8 @@ from scoretk.fields import NormalBase
 from scoretk.fields.resolve import resolve
 from scoretk.inference import beginning, partition
 from scoretk.inference.beginning import LOOK_STEPS, _beyond, _fitted
-from scoretk.inference.partition import _families, _log_mean
-from scoretk.inference.pilot import MOST_MOVES, Population, _moving, _variance, find_ladder
+from scoretk.inference.partition import OF_ALL_SIZES, _families, _log_mean
+from scoretk.inference.pilot import MOST_MOVES, Aims, Population, _moving, _variance, find_ladder
 from scoretk.models.targets.analytic import Funnel, Semicircle
 from scoretk.solvers.importance import Ladder, log_gain, resampled
 from tests.evidence import FALSE_ALARM, z_limit
@@ -148,6 +148,7 @@ def two_modes(d):
     return stk.Energy(energy, (d,)), d / 2 * math.log(2 * math.pi) + math.log(4)
 
 
+OF_ONE_SIZE = stk.HMC(0.3, leapfrogs=2, metric="none")
 FUNNEL = (Funnel(10, 3.0), 5 * math.log(2 * math.pi) + math.log(3))
 KNOWN = {
     "shifted": (SHIFTED, SHIFTED_LOG_Z),
@@ -191,7 +192,7 @@ def test_over_seeds_estimates_are_right_or_not_trusted(name, method):
 @pytest.mark.filterwarnings("ignore:log_partition. the energy")
 def test_a_missed_region_is_told():
     """Annealed from a wide Gaussian few chains find the funnel's neck: half the mass, that the weights do not show."""
-    run = {"method": "smc", "chains": 512, "pilot": 64, "seed": 0}
+    run = {"method": "smc", "chains": 512, "pilot": 64, "seed": 0, "kernel": OF_ONE_SIZE}
     with pytest.warns(UserWarning, match="disagree"):
         told = stk.log_partition(FUNNEL[0], **run)
     assert told.status == stk.Status.UNTRUSTED
@@ -218,10 +219,100 @@ def test_a_base_made_of_a_run_that_explores_slowly_is_told(target, run):
     """The base covers what that run has seen: nothing else is in its draws to disagree with."""
     field, truth = target
     with pytest.warns(UserWarning, match="explores slowly") as told:
-        estimate = stk.log_partition(field, method="smc", **run)
+        estimate = stk.log_partition(field, method="smc", kernel=OF_ONE_SIZE, **run)
     assert [str(w.message) for w in told if "explores slowly" not in str(w.message)] == []
     assert estimate.status == stk.Status.UNTRUSTED
     assert z_score(estimate, truth) < -4
+
+
+@pytest.mark.thorough
+@pytest.mark.filterwarnings("ignore:log_partition")
+@pytest.mark.parametrize("method", slow_but(["smc", "ais"], "smc"))
+def test_the_neck_of_a_funnel_is_found_by_steps_of_a_spread_of_sizes(method):
+    """By steps of one size it is missed, with four times this: see above."""
+    field, truth = NARROW
+    estimate = stk.log_partition(field, method=method, chains=256, seed=0)
+    assert abs(z_score(estimate, truth)) < z_limit()
+    assert estimate.stderr < 0.1
+    assert estimate.status == stk.Status.UNTRUSTED
+
+
+@pytest.mark.filterwarnings("ignore:log_partition")
+@pytest.mark.parametrize("slowly", [False, True])
+@pytest.mark.parametrize("base", [None, NormalBase((2,))], ids=["found", "given"])
+def test_steps_are_of_a_spread_of_sizes_where_the_short_run_explores_slowly(
+    slowly, base, monkeypatch
+):
+    """Not in one dimension, which such a kernel does not serve, nor in place of a kernel that is given."""
+    seen = []
+
+    def noting(field, base, kernel, *rest, aims, **options):
+        seen.append((kernel, aims))
+        return find_ladder(field, base, kernel, *rest, aims=aims, **options)
+
+    monkeypatch.setattr(beginning, "_explores_slowly", lambda look: slowly)
+    monkeypatch.setattr(partition, "find_ladder", noting)
+    run = {"method": "smc", "chains": 16, "pilot": 32, "levels": 2, "progress": False}
+    for field, start, kernel, spread in (
+        (stk.Energy(lambda x: x.square().sum(1) / 2, (2,)), base, None, slowly),
+        (stk.Energy(lambda x: x.square() / 2, ()), None, None, False),
+        (stk.Energy(lambda x: x.square().sum(1) / 2, (2,)), base, OF_ONE_SIZE, False),
+    ):
+        stk.log_partition(field, start, kernel=kernel, **run)
+        last, aims = seen[-1]
+        assert last == (OF_ALL_SIZES if spread else OF_ONE_SIZE)
+        assert aims == (Aims(True, 0.65, "fisher", every=True) if spread else Aims())
+
+
+class HoldsOne(stk.HMC):
+    """Moves all coordinates but the first."""
+
+    def step(self, field, state, noise):
+        new, info = super().step(field, state, noise)
+        x = torch.cat([state.x[:, :1], new.x[:, 1:]], 1)
+        energy, grad = field.energy_and_grad(x)
+        return new._replace(x=x, energy=energy, grad=grad), info
+
+
+@pytest.mark.parametrize("every", [False, True])
+def test_a_coordinate_that_stays_is_remembered_where_each_is_to_be_forgotten(every):
+    """The gains of log weights forget it among many."""
+    field = stk.Energy(lambda x: x.square().sum(1) / 8, (20,))
+    ladder = find_ladder(
+        field,
+        NormalBase((20,)),
+        HoldsOne(0.3, leapfrogs=4, metric="none"),
+        Population(128, seed=0),
+        moves=1,
+        levels=None,
+        aims=Aims(every=every),
+    ).ladder
+    assert (max(ladder.moves) == MOST_MOVES) == every
+
+
+@pytest.mark.parametrize("metric", ["diagonal", "fisher"])
+def test_units_by_gradients_are_smaller_where_a_law_is_narrow_here_and_wide_there(metric):
+    """They are those of standard deviations where coordinates are normal and independent."""
+    widths = torch.tensor([0.1, 1.0, 10.0], dtype=torch.float64)
+    normal = stk.Energy(lambda x: (x / widths).square().sum(1) / 2, (3,))
+    found = {}
+    for name, field, base in (
+        (
+            "normal",
+            normal,
+            stk.fields.distribution.from_distribution(
+                td.Independent(td.Normal(0 * widths, widths), 1)
+            ),
+        ),
+        ("funnel", Funnel(3, 1.0), NormalBase((3,))),
+    ):
+        run = Population(2000, seed=1, dtype=torch.float64)
+        options = {"moves": 1, "levels": None, "aims": Aims(metric=metric)}
+        made = find_ladder(field, base, OF_ONE_SIZE, run, **options)
+        found[name] = made.ladder.scales[-1] / made.x.std(0)
+    torch.testing.assert_close(found["normal"], torch.ones_like(widths), rtol=0.2, atol=0)
+    narrower = found["funnel"][1:] < 0.8
+    assert bool(narrower.all()) == (metric == "fisher")
 
 
 @pytest.mark.thorough
@@ -505,7 +596,7 @@ def test_a_law_is_beyond_another_by_its_spread_or_its_place():
 def test_the_ladder_is_reproducible_and_as_long_as_asked():
     near = stk.Energy(lambda x: (x - 1).square().sum(1), (3,))
     given = near, NormalBase((3,)), stk.HMC(0.3, metric="none"), Population(64, seed=1)
-    runs = [find_ladder(*given, moves=1, levels=n, refine=False)[0] for n in (None, None, 3, 8)]
+    runs = [find_ladder(*given, moves=1, levels=n, aims=Aims())[0] for n in (None, None, 3, 8)]
     assert runs[0].weights == runs[1].weights
     assert [r.levels for r in runs[2:]] == [3, 8]
     assert all(a < b for r in runs for a, b in zip(r.weights, r.weights[1:], strict=False))

@@ -28,6 +28,7 @@ __all__ = [
     "Beginning",
     "agreeing",
     "beginning",
+    "given_base",
     "in_quartiles",
     "room_about",
     "short_run",
@@ -102,14 +103,14 @@ class Beginning(NamedTuple):
         jumps: How many jumps there are at each level by default.
         look: The short run that the weighted draws are held to, if there is one.
         costs: Those of short runs and of searches.
-        blind: Whether the base is made of a short run that has not seen all of the field.
+        slow: Whether the energy of that run explores slowly, so that it has not seen all of the field.
     """
 
     base: Any
     jumps: int
     look: Draws | None
     costs: list[Cost]
-    blind: bool = False
+    slow: bool = False
 
 
 def beginning(
@@ -125,7 +126,7 @@ def beginning(
     seen = look()
     law, jumps, costs = _fitted(seen), usual_jumps(seen), [seen.cost]
     if _explores_slowly(seen):
-        return Beginning(from_distribution(law), jumps, seen, costs, blind=True)
+        return Beginning(from_distribution(law), jumps, seen, costs, slow=True)
     reached = None
     for _ in range(SEARCHES):
         far, spent = _far(law, room)
@@ -141,8 +142,15 @@ def beginning(
     if reached is None:
         return Beginning(from_distribution(law), jumps, seen, costs)
     seen = look(reached)
-    blind = _explores_slowly(seen)
-    return Beginning(from_distribution(law), JUMPS, seen, [*costs, seen.cost], blind)
+    slow = _explores_slowly(seen)
+    return Beginning(from_distribution(law), JUMPS, seen, [*costs, seen.cost], slow)
+
+
+def given_base(base: Any, look: Draws | None) -> Beginning:
+    """A base that is given, and what a short run of the field shows, if there is one."""
+    if look is None:
+        return Beginning(base, usual_jumps(look), look, [])
+    return Beginning(base, usual_jumps(look), look, [look.cost], _explores_slowly(look))
 
 
 def _far(law: Any, room: Room) -> tuple[Any, Cost]:

@@ -43,16 +43,15 @@ from scoretk.fields.protocols import field_name, offers, optional
 from scoretk.fields.resolve import StaticField, resolve, static
 from scoretk.fields.wrapped import Kind, Wrapped
 from scoretk.inference.beginning import (
-    Beginning,
     agreeing,
     beginning,
+    given_base,
     in_quartiles,
     room_about,
     short_run,
-    usual_jumps,
 )
 from scoretk.inference.likelihood import Estimate
-from scoretk.inference.pilot import MOST_MOVES, Found, Population, find_ladder
+from scoretk.inference.pilot import MOST_MOVES, Aims, Found, Population, find_ladder
 from scoretk.inference.sampling import sample
 from scoretk.run.draws import Draws
 from scoretk.solvers.base import Steps, check_settled, traits
@@ -60,6 +59,7 @@ from scoretk.solvers.clusters import SwendsenWang
 from scoretk.solvers.discrete import BlockGibbs, GibbsWithGradients
 from scoretk.solvers.hmc import HMC
 from scoretk.solvers.importance import AIS, SMC, Ladder, offered_between
+from scoretk.solvers.mclmc import AdjustedMCLMC
 from scoretk.solvers.parts.nested import as_kernel, with_step_size
 
 __all__ = ["Normalised", "log_evidence", "log_partition"]
@@ -73,6 +73,12 @@ among those seen.
 ISLAND = 256
 FALSE_ALARM = 1e-4
 """The rate of false alarms of the check against a Hamiltonian run."""
+OF_ALL_SIZES = AdjustedMCLMC(
+    0.5, leapfrogs=16, integrator="leapfrog", metric="none", accept=0.65, spread=16.0
+)
+"""The default kernel where the short run explores slowly: a step size that suits the neck of a funnel
+is some hundredths of one that crosses its mouth.
+"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,7 +168,9 @@ def log_partition(
         levels: How many levels the ladder has; by default as many as the pilot finds it to need.
             Of more than that each makes its share of the moves.
         kernel: An exact kernel, or its name; by default HMC with 2 leapfrog steps, about a quarter
-            of a period; for discrete states `SwendsenWang` where the field has couplings (a
+            of a period; where the short run explores slowly, as in a funnel, `AdjustedMCLMC` with steps
+            of a spread of sizes, and as many levels for "smc" as for "ais"; for discrete states
+            `SwendsenWang` where the field has couplings (a
             lattice), `BlockGibbs` where it has a path of its own from the base (a Boltzmann machine), else
             `GibbsWithGradients`.
         moves: The least number of steps of the kernel at each level; where the pilot finds that
@@ -209,29 +217,33 @@ def log_partition(
         raise InvalidArgument("chains", chains, f"whole islands of {island}: a multiple of it")
     made = base is None and states_of(field) is None
     start = None if made else _base(field, base)
-    inner = _settled(_default_kernel(field, start) if given is None else given)
-    resolve(field, inner.needs, timed=False)
+    usual = _settled(_default_kernel(field, start) if given is None else given)
+    resolve(field, usual.needs, timed=False)
     population = Population(pilot, derive(seed, 1), device, dtype)
     look = partial(short_run, field, seed, device, dtype)
 
-    def find(base: Any, usual: int) -> Found:
+    def find(base: Any, by_default: int, kernel: Any = usual) -> Found:
+        aims = Aims(refine=method == "ais")
+        if kernel is OF_ALL_SIZES:
+            aims = Aims(refine=True, accept=kernel.accept, metric="fisher", every=True)
         return find_ladder(
             field,
             base,
-            inner,
+            kernel,
             population,
             moves=moves,
-            jumps=usual if jumps is None else jumps,
+            jumps=by_default if jumps is None else jumps,
             levels=levels,
-            refine=method == "ais",
+            aims=aims,
         )
 
     if made:
         begun = beginning(look, find, partial(room_about, field, population))
     else:
         seen = look() if check and states_of(field) is None else None
-        begun = Beginning(start, usual_jumps(seen), seen, [] if seen is None else [seen.cost])
-    found = find(begun.base, begun.jumps)
+        begun = given_base(start, seen)
+    inner = OF_ALL_SIZES if given is None and begun.slow and _has_directions(field) else usual
+    found = find(begun.base, begun.jumps, inner)
     ladder = found.ladder
     run: AIS | SMC = AIS(base=begun.base, kernel=inner, moves=moves, ladder=ladder)
     if method == "smc":
@@ -251,7 +263,7 @@ def log_partition(
     value, stderr, effective = _log_mean(_families(log_weight, draws.stats["ancestor"][:, -1]))
     seen = begun.look if check else None
     apart = 0.0 if seen is None else _disagreement(seen, draws, log_weight)
-    doubts = _doubts(float(stderr), apart, ladder, blind=begun.blind and check)
+    doubts = _doubts(float(stderr), apart, ladder, blind=made and begun.slow and check)
     for doubt in doubts:
         warn(f"log_partition: {doubt}")
     known = _log_z(begun.base, draws.final.dtype, draws.final.device, seed)
@@ -398,6 +410,11 @@ def _default_kernel(field: Any, base: Any) -> Any:
     if "couplings" in offered:
         return SwendsenWang()
     return BlockGibbs() if "gibbs" in offered else GibbsWithGradients()
+
+
+def _has_directions(field: Any) -> bool:
+    """Whether events have dimensions enough for `OF_ALL_SIZES`."""
+    return int(math.prod(field.event_shape)) > 1
 
 
 def _log_z(base: Any, dtype: torch.dtype, device: torch.device, seed: int) -> float | None:

@@ -2,7 +2,9 @@
 
 It is resampled at every level. Found are each next weight, such that the effective share of the
 population stays at .9, the kernel's step size at each level by its acceptance, its units by the
-population's spread, and the number of its moves by how soon the gains of log weights decorrelate.
+population's spread, and the number of its moves by how soon the gains of log weights decorrelate; in
+a field that is narrow here and wide there, units by gradients as well, and moves by how soon each
+coordinate does (`Aims`).
 
 Reference:
     Zhou, Johansen, Aston, "Toward automatic model comparison: an adaptive sequential Monte Carlo
@@ -43,7 +45,7 @@ from scoretk.solvers.importance import (
 from scoretk.solvers.parts.jumps import energies_of_jumps, jump, quantiles_of
 from scoretk.solvers.parts.nested import NestedNoise, with_step_size
 
-__all__ = ["MOST_MOVES", "Found", "Population", "find_ladder"]
+__all__ = ["MOST_MOVES", "Aims", "Found", "Population", "find_ladder"]
 
 SHARE = 0.9
 SPREAD = 0.5
@@ -53,12 +55,34 @@ PILOT_MOVES = 5
 MOST_LEVELS = 5000
 MOST_MOVES = 20
 FORGOTTEN = 0.5
-"""The largest correlation of the log weights' gains before and after the moves at a level."""
+"""The largest correlation of what is to be forgotten before and after the moves at a level."""
 EXACT = 1e-3
 """How exactly a level on a path of the field's own is found, as a share of its distance from the one
 before.
 """
 TARGET_ACCEPT = 0.8
+NARROWEST = 1e-6
+"""The least unit in which a kernel moves."""
+
+
+class Aims(NamedTuple):
+    """What a ladder is tuned to.
+
+    Args:
+        refine: Whether its levels are divided further until the variance of the log weights of
+            chains that are not resampled is about `SPREAD`.
+        accept: The mean acceptance that the step size is tuned to.
+        metric: The units in which the kernel moves: "diagonal" for standard deviations, or "fisher"
+            for the root of these over the gradient's (`solvers.warmup.scales`), which are smaller
+            where a coordinate is narrow here and wide there.
+        every: Whether each coordinate is to be forgotten at a level, and not the gains of log
+            weights alone.
+    """
+
+    refine: bool = False
+    accept: float = TARGET_ACCEPT
+    metric: str = "diagonal"
+    every: bool = False
 
 
 class Population(NamedTuple):
@@ -112,7 +136,7 @@ def find_ladder(
     moves: int,
     jumps: int = 0,
     levels: int | None,
-    refine: bool,
+    aims: Aims,
 ) -> Found:
     """Find the ladder by a pilot.
 
@@ -124,8 +148,7 @@ def find_ladder(
         moves: As in `log_partition`.
         jumps: As in `log_partition`.
         levels: How many levels there are to be, None for as many as it takes.
-        refine: Whether to divide them further until the variance of the log weights of chains that
-            are not resampled is about `SPREAD`.
+        aims: What the ladder is tuned to.
 
     Returns:
         The ladder, what the pilot cost, and where its chains came to.
@@ -138,12 +161,12 @@ def find_ladder(
         bound = resolve(field, kernel.needs, timed=False)
         assert isinstance(bound, StaticField)
         check_path(kernel, bound, base)
-        pilot = _Pilot(bound, base, kernel, moves, noise, jumps)
+        pilot = _Pilot(bound, base, kernel, moves, noise, jumps, aims)
         pilot.run()
     found, among = pilot.ladder(), 1.0
     if levels is not None:
         among = max(1.0, levels / found.levels)
-    elif refine:
+    elif aims.refine:
         levels = min(found.levels * max(1, math.ceil(pilot.variance / SPREAD)), MOST_LEVELS)
     ladder = found if levels is None else _stretched(found, levels)
     return Found(_moving(ladder, moves, among), Cost(pilot.cost), pilot.x)
@@ -153,11 +176,18 @@ class _Pilot:
     """The pilot: a population on its way from the base to the field, and what it has found."""
 
     def __init__(
-        self, field: StaticField, base: Any, kernel: Any, moves: int, noise: Any, jumps: int = 0
+        self,
+        field: StaticField,
+        base: Any,
+        kernel: Any,
+        moves: int,
+        noise: Any,
+        jumps: int,
+        aims: Aims,
     ) -> None:
         self.field, self.base, self.kernel, self.noise = field, base, kernel, noise
         self.x = base.draw(len(noise.chains), noise).to(noise.chains.device, noise.dtype)
-        self.least, self.moves, self.jumps = moves, [0], jumps
+        self.least, self.moves, self.jumps, self.aims = moves, [0], jumps, aims
         self.quantiles: list[Tensor] = []
         self.own_path = not isinstance(law_at(field, base, 0.5).native, Bridge)
         self.discrete = states_of(field) is not None
@@ -191,8 +221,8 @@ class _Pilot:
         u = self.noise.uniform(k, Stream.SWAP, (), torch.float64)[:1]
         self.x = self.x[resampled(log_weight[None], u)[0][0]]
         self.weights.append(1.0 if upper > 1 - 1e-9 else upper)
-        scale = torch.ones_like(self.x[0]) if self.discrete else self.x.std(0).clamp(min=1e-6)
-        before, made = self._whole_gain(), 0
+        scale = self._scale()
+        before, made = self._known(), 0
         while made < max(self.least, PILOT_MOVES) or (
             made < MOST_MOVES and self._remembers(before)
         ):
@@ -203,7 +233,7 @@ class _Pilot:
             )
             self._count({name: int(spent.sum()) for name in traits(self.kernel).varying})
             if self.size is not None:
-                self.size *= math.exp((float(accept.mean()) - TARGET_ACCEPT) / (1 + made))
+                self.size *= math.exp((float(accept.mean()) - self.aims.accept) / (1 + made))
             made += 1
         # a correlation r after the moves made is r^(m / made) after m moves
         left = max(self._correlation(before), 1e-3) ** (1 / made)
@@ -227,15 +257,36 @@ class _Pilot:
             self.quantiles.append(ends)
             self._count({"energy": n * energies_of_jumps(self.jumps)})
 
+    def _scale(self) -> Tensor:
+        """The units in which the kernel moves at the level, like an event."""
+        if self.discrete:
+            return torch.ones_like(self.x[0])
+        spread: Tensor = self.x.std(0).clamp(min=NARROWEST)
+        if self.aims.metric == "diagonal":
+            return spread
+        law = law_at(self.field, self.base, self.weights[-1])
+        self._count({"score": len(self.x)})
+        steepness = law.score(self.x).std(0)
+        found: Tensor = (spread / steepness).sqrt()
+        return torch.where(found.isfinite() & (found > 0), found, spread).clamp(min=NARROWEST)
+
     def _whole_gain(self) -> Tensor:
         """The gains of log weights on the whole way, `(chains,)`, by which moves are judged."""
         self._count({"energy": len(self.x)})
         return wide(log_gain(self.field, self.base, self.x)[0])
 
+    def _known(self) -> Tensor:
+        """What the moves are to forget, `(1, chains)` or, of each coordinate too, `(1 + d, chains)`."""
+        gain = self._whole_gain()[None]
+        if not self.aims.every:
+            return gain
+        return torch.cat([gain, wide(self.x.reshape(len(self.x), -1).T)])
+
     def _correlation(self, before: Tensor) -> float:
-        """The correlation of the log weights' gains before the moves and now, over the population."""
-        found = float(torch.corrcoef(torch.stack([before, self._whole_gain()]))[0, 1])
-        return found if math.isfinite(found) else 0.0
+        """The largest correlation of what is to be forgotten before the moves and now, over the population."""
+        a, b = (each - each.mean(1, keepdim=True) for each in (before, self._known()))
+        found: Tensor = (a * b).sum(1) / (a.square().sum(1) * b.square().sum(1)).sqrt()
+        return float(found.nan_to_num(0.0, 0.0, 0.0).max())
 
     def _remembers(self, before: Tensor) -> bool:
         return self._correlation(before) > FORGOTTEN

@@ -18,7 +18,7 @@ from scoretk.fields.resolve import resolve
 from scoretk.inference import beginning, likelihood, pilot
 from scoretk.inference.encoding import Flow, corrected_end, interpolate, short_of_the_end
 from scoretk.inference.partition import LARGE, _doubts, _families, _log_mean
-from scoretk.inference.pilot import MOST_MOVES, Population, _stretched, find_ladder
+from scoretk.inference.pilot import MOST_MOVES, Aims, Population, _stretched, find_ladder
 from scoretk.inference.sbi import _spread
 from scoretk.solvers.importance import Ladder, resampled
 
@@ -563,7 +563,7 @@ def test_a_ladder_has_a_level_wherever_the_weights_lose_a_tenth():
         Population(512, seed=0, dtype=torch.float64),
         moves=1,
         levels=None,
-        refine=False,
+        aims=Aims(),
     )
     precision = [1 + w * (1 / s**2 - 1) for w in ladder.weights]
     shares = []
