@@ -47,7 +47,7 @@ ROOM = 0.125
 LOOK_CHAINS, LOOK_STEPS, LOOK_WARMUP, LOOK_LEAPFROGS = 64, 100, 200, 32
 """The settings of the short run whose moments make the base; its trajectories are short."""
 STUCK = 2.0
-JUMPS = 3
+JUMPS = 6
 """How many jumps there are by default where chains stay in regions."""
 QUARTILES = 1.349
 """The distance between a standard normal's quartiles."""

@@ -178,7 +178,7 @@ def log_partition(
         jumps: After the kernel's steps at each level, how often it is proposed to put some
             coordinates where chains of the pilot were, each coordinate by itself. A few are enough to
             go between regions that no kernel goes between, where coordinates hang together little.
-            Each takes an energy, and one more a level. By default 3 where the chains of the short run
+            Each takes an energy, and one more a level. By default 6 where the chains of the short run
             stay in regions that they began in; none elsewhere, without a short run (a base is given,
             and `check=False`), and for discrete states.
         island: How many chains are resampled together; by default 256, or all where they are fewer.
@@ -196,6 +196,11 @@ def log_partition(
         An `Estimate`, value and stderr `()`, in nats. Where few chains carry the weight, the kernel
         is too slow for the ladder, or a check fails, the standard error is not to be trusted: a
         warning is given, `method` says so, and `status` is `UNTRUSTED`.
+
+        A region that no chain comes to leaves no trace, and is not told: one farther away than about
+        forty standard deviations of what the short run sees, or one much narrower than the others,
+        in two dimensions a tenth of their width, in five three tenths. Where there may be such regions give
+        a `base` that covers them, or compare with chains that `init` puts there.
 
     Raises:
         InvalidArgument: For wrong arguments, and a base from which the field is not reached.

@@ -54,8 +54,10 @@ NOTHING = -10.0
 PILOT_MOVES = 5
 MOST_LEVELS = 5000
 MOST_MOVES = 20
-FORGOTTEN = 0.5
-"""The largest correlation of what is to be forgotten before and after the moves at a level."""
+FORGOTTEN, EACH_FORGOTTEN = 0.5, 0.25
+"""The largest correlation of the log weights' gains before and after the moves at a level, and of each
+coordinate: a quarter is four standard errors of a pilot of 256 chains.
+"""
 EXACT = 1e-3
 """How exactly a level on a path of the field's own is found, as a share of its distance from the one
 before.
@@ -83,6 +85,11 @@ class Aims(NamedTuple):
     accept: float = TARGET_ACCEPT
     metric: str = "diagonal"
     every: bool = False
+
+    @property
+    def forgotten(self) -> float:
+        """The largest correlation of what is to be forgotten that is left by the moves at a level."""
+        return EACH_FORGOTTEN if self.every else FORGOTTEN
 
 
 class Population(NamedTuple):
@@ -237,7 +244,7 @@ class _Pilot:
             made += 1
         # a correlation r after the moves made is r^(m / made) after m moves
         left = max(self._correlation(before), 1e-3) ** (1 / made)
-        wanted = math.ceil(math.log(FORGOTTEN) / math.log(min(left, 0.999)))
+        wanted = math.ceil(math.log(self.aims.forgotten) / math.log(min(left, 0.999)))
         self.moves.append(max(self.least, wanted))
         n = len(self.x)
         self._count({"energy": n})  # of the gain on the way to this level
@@ -289,7 +296,7 @@ class _Pilot:
         return float(found.nan_to_num(0.0, 0.0, 0.0).max())
 
     def _remembers(self, before: Tensor) -> bool:
-        return self._correlation(before) > FORGOTTEN
+        return self._correlation(before) > self.aims.forgotten
 
     def _upper(self, gain: Callable[[float], tuple[Tensor, Tensor]], dead: Tensor) -> float:
         """The highest next weight at which the effective share is `SHARE`, by bisection."""
