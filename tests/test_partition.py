@@ -13,7 +13,9 @@ from scipy.stats import chi2
 from torch import distributions as td
 
 import scoretk as stk
+from scoretk.core.streams import Stream
 from scoretk.fields import NormalBase
+from scoretk.fields.distribution import from_distribution
 from scoretk.fields.resolve import resolve
 from scoretk.inference import beginning, partition
 from scoretk.inference.beginning import LOOK_STEPS, _beyond, _fitted
@@ -297,13 +299,7 @@ def test_units_by_gradients_are_smaller_where_a_law_is_narrow_here_and_wide_ther
     normal = stk.Energy(lambda x: (x / widths).square().sum(1) / 2, (3,))
     found = {}
     for name, field, base in (
-        (
-            "normal",
-            normal,
-            stk.fields.distribution.from_distribution(
-                td.Independent(td.Normal(0 * widths, widths), 1)
-            ),
-        ),
+        ("normal", normal, from_distribution(td.Independent(td.Normal(0 * widths, widths), 1))),
         ("funnel", Funnel(3, 1.0), NormalBase((3,))),
     ):
         run = Population(2000, seed=1, dtype=torch.float64)
@@ -315,14 +311,65 @@ def test_units_by_gradients_are_smaller_where_a_law_is_narrow_here_and_wide_ther
     assert bool(narrower.all()) == (metric == "fisher")
 
 
+def cauchy(d, width):
+    """Student's t of one degree of freedom, in d dimensions together."""
+    log_z = d * math.log(width) + d / 2 * math.log(math.pi)
+    log_z += math.lgamma(0.5) - math.lgamma((d + 1) / 2)
+
+    class Law:
+        event_shape, provides = (d,), frozenset({"energy", "log_prob", "draw"})
+
+        def energy(self, x):
+            return (d + 1) / 2 * (x / width).square().sum(1).log1p()
+
+        def log_prob(self, x):
+            return -self.energy(x) - log_z
+
+        def draw(self, n, noise):
+            z = noise.normal(0, Stream.START, (d + 1,))
+            return width * z[:, :-1] / z[:, -1:].abs()
+
+    return Law()
+
+
+def normal_base(d, width):
+    return from_distribution(td.Independent(td.Normal(torch.zeros(d), width), 1))
+
+
+COVERED = {
+    "a funnel by itself": (Funnel(3, 3.0), Funnel(3, 3.0), True),
+    "heavy tails by wider ones": (HEAVY[0], cauchy(5, 2.0), True),
+    "a normal law by a wider one": (normal_base(5, 1.0), normal_base(5, 1.5), True),
+    "heavy tails by a normal law": (HEAVY[0], normal_base(5, 10.0), False),
+    "a funnel by a normal law": (Funnel(3, 3.0), normal_base(3, 3.0), False),
+    "a normal law by a narrower one": (normal_base(5, 1.5), normal_base(5, 1.0), False),
+}
+
+
+@pytest.mark.parametrize("name", COVERED)
+def test_a_base_covers_what_falls_as_fast(name):
+    """Far out, where neither a short run nor the weights show it."""
+    asked, (field, base, covered) = [], COVERED[name]
+    counted = stk.Energy(lambda x: (asked.append(len(x)), field.energy(x))[1], field.event_shape)
+    found, cost = beginning.covers(counted, base, Population(256, seed=3))
+    assert found == covered
+    assert cost == {"energy": sum(asked)}
+
+
 @pytest.mark.thorough
-def test_what_a_short_run_has_not_seen_is_no_matter_of_a_base_that_is_given():
-    """A base from elsewhere is not made of that run."""
-    base = td.Independent(td.Normal(torch.zeros(5), 3.0), 1)
+@pytest.mark.parametrize(
+    ("base", "covers"),
+    [(td.Independent(td.Normal(torch.zeros(5), 10.0), 1), False), (cauchy(5, 2.0), True)],
+    ids=["normal", "cauchy"],
+)
+def test_what_a_short_run_has_not_seen_is_no_matter_of_a_base_that_covers_it(base, covers):
+    """From the normal law log Z is 6 of its standard errors too small by steps of one size."""
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
-        stk.log_partition(HEAVY[0], base, method="smc", chains=64, pilot=32, seed=2)
-    assert not [w for w in told if "explores slowly" in str(w.message)]
+        found = stk.log_partition(HEAVY[0], base, method="smc", kernel=OF_ONE_SIZE, seed=1)
+    assert bool([w for w in told if "explores slowly" in str(w.message)]) == (not covers)
+    assert (abs(z_score(found, HEAVY[1])) < z_limit()) == covers
+    assert covers or found.status == stk.Status.UNTRUSTED
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ __all__ = [
     "Beginning",
     "agreeing",
     "beginning",
+    "covers",
     "given_base",
     "in_quartiles",
     "room_about",
@@ -49,6 +50,10 @@ LOOK_CHAINS, LOOK_STEPS, LOOK_WARMUP, LOOK_LEAPFROGS = 64, 100, 200, 32
 STUCK = 2.0
 JUMPS = 6
 """How many jumps there are by default where chains stay in regions."""
+OUTWARDS, RISE, LIGHTER = (8.0, 16.0), math.log(2) / 2, 0.05
+"""Between how many times and how many times as far out as a base's draws a field is held to it, by how
+much their log ratio rises where the base falls faster, and for what share of draws it may.
+"""
 QUARTILES = 1.349
 """The distance between a standard normal's quartiles."""
 
@@ -104,6 +109,8 @@ class Beginning(NamedTuple):
         look: The short run that the weighted draws are held to, if there is one.
         costs: Those of short runs and of searches.
         slow: Whether the energy of that run explores slowly, so that it has not seen all of the field.
+        covers: Whether the base does all the same: one that is given, and far out no lighter than
+            the field.
     """
 
     base: Any
@@ -111,6 +118,7 @@ class Beginning(NamedTuple):
     look: Draws | None
     costs: list[Cost]
     slow: bool = False
+    covers: bool = False
 
 
 def beginning(
@@ -146,11 +154,35 @@ def beginning(
     return Beginning(from_distribution(law), JUMPS, seen, [*costs, seen.cost], slow)
 
 
-def given_base(base: Any, look: Draws | None) -> Beginning:
+def given_base(base: Any, look: Draws | None, field: Any, population: Population) -> Beginning:
     """A base that is given, and what a short run of the field shows, if there is one."""
     if look is None:
         return Beginning(base, usual_jumps(look), look, [])
-    return Beginning(base, usual_jumps(look), look, [look.cost], _explores_slowly(look))
+    jumps, slow = usual_jumps(look), _explores_slowly(look)
+    if not slow:
+        return Beginning(base, jumps, look, [look.cost])
+    covered, cost = covers(field, base, population)
+    return Beginning(base, jumps, look, [look.cost, cost], slow, covered)
+
+
+def covers(field: Any, base: Any, population: Population) -> tuple[bool, Cost]:
+    """Whether a base falls no faster than the field along rays through its draws, and what it cost.
+
+    Where it does, weights far out have no bound, and what is there is not seen by most runs: of
+    heavy tails, or the mouth of a funnel, from a normal law.
+    """
+    noise = population.noise(field)
+    with left_as_found(field), torch.no_grad():
+        bound = resolve(field, {"energy"}, timed=False)
+        assert isinstance(bound, StaticField)
+        x = base.draw(population.chains, noise).to(noise.chains.device, noise.dtype)
+        centre = x.mean(0)
+        near, far = (
+            wide(base.energy(there)) - wide(bound.energy(there))
+            for there in (centre + times * (x - centre) for times in OUTWARDS)
+        )
+    lighter = float((far - near > RISE).double().mean())
+    return lighter <= LIGHTER, Cost({"energy": len(OUTWARDS) * population.chains})
 
 
 def _far(law: Any, room: Room) -> tuple[Any, Cost]:

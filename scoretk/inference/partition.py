@@ -184,8 +184,8 @@ def log_partition(
         island: How many chains are resampled together; by default 256, or all where they are fewer.
         pilot: How many chains find the ladder.
         check: Whether the weighted draws are compared with a short tuned Hamiltonian run, where
-            states are continuous; and where the base is made of that run, whether its energy
-            explores slowly.
+            states are continuous; and whether its energy explores slowly, where the base is made
+            of that run or falls faster far out than the field.
         seed: As in `sample`.
         batch: As in `sample`.
         device: As in `sample`.
@@ -246,7 +246,7 @@ def log_partition(
         begun = beginning(look, find, partial(room_about, field, population))
     else:
         seen = look() if check and states_of(field) is None else None
-        begun = given_base(start, seen)
+        begun = given_base(start, seen, field, population)
     inner = OF_ALL_SIZES if given is None and begun.slow and _has_directions(field) else usual
     found = find(begun.base, begun.jumps, inner)
     ladder = found.ladder
@@ -268,7 +268,7 @@ def log_partition(
     value, stderr, effective = _log_mean(_families(log_weight, draws.stats["ancestor"][:, -1]))
     seen = begun.look if check else None
     apart = 0.0 if seen is None else _disagreement(seen, draws, log_weight)
-    doubts = _doubts(float(stderr), apart, ladder, blind=made and begun.slow and check)
+    doubts = _doubts(float(stderr), apart, ladder, blind=begun.slow and not begun.covers and check)
     for doubt in doubts:
         warn(f"log_partition: {doubt}")
     known = _log_z(begun.base, draws.final.dtype, draws.final.device, seed)
@@ -451,7 +451,7 @@ def _doubts(stderr: float, apart: float, ladder: Ladder, *, blind: bool = False)
         stderr: The standard error.
         apart: As `_disagreement` has it.
         ladder: The ladder.
-        blind: Whether the base is made of a short run that has not seen all of the field.
+        blind: Whether the short run has not seen all of the field, and the base does not cover it.
     """
     doubts = []
     if apart > 1:
@@ -470,9 +470,10 @@ def _doubts(stderr: float, apart: float, ladder: Ladder, *, blind: bool = False)
         )
     if blind:
         doubts.append(
-            "the energy of the Hamiltonian run that the base is made of explores slowly, as in "
-            "funnels and heavy tails, so that regions may be missing and the standard error too "
-            "small; give a base that covers the field, or write it in other coordinates"
+            "the energy of a Hamiltonian run of the field explores slowly, as in funnels and heavy "
+            "tails, and the base is made of that run or falls faster far out than the field, so that "
+            "regions may be missing and the standard error too small; give a base that covers the "
+            "field, or write it in other coordinates"
         )
     slow = sum(moves >= MOST_MOVES for moves in ladder.moves or ())
     if slow:
