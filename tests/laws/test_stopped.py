@@ -12,7 +12,7 @@ from scoretk.solvers.base import adapts, is_grid
 from tests.laws.test_running import TUNES
 from tests.recorded import leaves
 
-D = 3
+D, MANY = 3, 10**6
 SCALES = torch.tensor([0.5, 1.0, 2.0])
 
 
@@ -20,12 +20,12 @@ class Gone(Exception):
     """What ends a run."""
 
 
-def counted(function, asked, at):
-    """A function that is gone once, at its call of this number."""
+def counted(function, left):
+    """A function that is gone once it has been called so often; how often it was is taken off `left`."""
 
     def called(x, *t):
-        asked.append(len(x))
-        if len(asked) == at:
+        left["calls"] -= 1
+        if left["calls"] < 0:
             raise Gone("said so")
         return function(x, *t)
 
@@ -47,8 +47,8 @@ class Spins:
     event_shape, states, gibbs_shape = (D,), (-1.0, 1.0), (D,)
     couplings = stk.Couplings(torch.tensor([0, 1]), torch.tensor([1, 2]), torch.tensor([0.5, 0.9]))
 
-    def __init__(self, asked, at):
-        self._ask = counted(lambda x: -(x[:, 0] * x[:, 1] / 2 + 0.9 * x[:, 1] * x[:, 2]), asked, at)
+    def __init__(self, left):
+        self._ask = counted(lambda x: -(x[:, 0] * x[:, 1] / 2 + 0.9 * x[:, 1] * x[:, 2]), left)
 
     def energy(self, x):
         return self._ask(x)
@@ -58,13 +58,13 @@ class Spins:
         return torch.where(u < 0.6, 1.0, -1.0)
 
 
-def field_for(solver, asked, at=0):
-    """A field that the solver serves, whose function is gone at a call."""
+def field_for(solver, left):
+    """A field that the solver serves, whose function can be called so often."""
     if "states" in solver.needs:
-        return Spins(asked, at)
+        return Spins(left)
     if solver.timed is False:
-        return stk.Energy(counted(well, asked, at), (D,))
-    prior = stk.Diffusion(counted(wave, asked, at), (D,), stk.VP(), "noise")
+        return stk.Energy(counted(well, left), (D,))
+    prior = stk.Diffusion(counted(wave, left), (D,), stk.VP(), "noise")
     return stk.posterior(prior, stk.LinearGaussian(torch.eye(D), torch.ones(D), 0.7))
 
 
@@ -95,13 +95,13 @@ def test_a_run_that_is_stopped_goes_on_to_the_same_draws(
                 field, solver, chains=2 * size, batch=size, keep=keep, seed=4, **steps, **where
             )
 
-    asked = []
-    straight = run(field_for(solver, asked))
-    at = math.ceil(share * len(asked))
-    asked.clear()
-    field = field_for(solver, asked, at)
+    left = {"calls": MANY}
+    straight = run(field_for(solver, left))
+    left["calls"] = math.ceil(share * (MANY - left["calls"]))
+    field = field_for(solver, left)
     with pytest.raises(Gone):
         run(field, checkpoint=tmp_path / "run")
+    left["calls"] = MANY
     found = run(field, checkpoint=tmp_path / "run")
     for part in (*PARTS, *(["x"] if keep != "moments" else [])):
         told, expected = (leaves(in_order(getattr(draws, part))) for draws in (found, straight))
