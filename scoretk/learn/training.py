@@ -286,8 +286,7 @@ class Training:
             )
             self.lowest = float(moment["lowest"])
             weights, step, history = moment["best"]
-            places = {name: value.device for name, value in self.module.state_dict().items()}
-            weights = {name: value.to(places[name]) for name, value in weights.items()}
+            weights = _in_place_of(self.module.state_dict(), weights)
             reports = [
                 Progress(at, lost, held_out, health, self.recipe.steps)
                 for at, lost, held_out, health in history
@@ -316,6 +315,25 @@ def _settings_of(state: Any) -> dict[str, Any]:
         name: type(value) if hasattr(value, "load_state_dict") else value
         for name, value in given.items()
     }
+
+
+def _in_place_of(own: dict[str, Any], weights: dict[str, Any]) -> dict[str, Any]:
+    """Weights that were saved, each on the device of the module's own.
+
+    Raises:
+        ValueError: They have other names, shapes or types.
+    """
+    theirs, ours = (
+        {
+            name: (value.shape, value.dtype)
+            for name, value in of.items()
+            if isinstance(value, Tensor)
+        }
+        for of in (weights, own)
+    )
+    if theirs != ours:
+        raise ValueError("the best weights are not of the module's names, shapes and types")
+    return {n: v.to(own[n].device) if isinstance(v, Tensor) else v for n, v in weights.items()}
 
 
 def _number(moment: dict[str, Any], name: str) -> int:

@@ -61,6 +61,8 @@ def contradiction(
         )
     for name, value in answers.items():
         before = said[name]
+        if before.dtype != value.dtype:
+            return f"{name} at {where}: {before.dtype} there, {value.dtype} here"
         limit = torch.finfo(value.dtype).eps ** 0.5 * float(
             before.nan_to_num(0.0, 0.0, 0.0).abs().max() if len(before) else 0
         )
