@@ -131,6 +131,36 @@ def test_arviz_draws_into_no_window_whether_figures_are_shown_by_themselves_or_n
         assert pyplot.get_fignums() == open_before
 
 
+@pytest.mark.parametrize("ended", [None, np.eye(2, 5)])
+@pytest.mark.parametrize("version", ["0.20", "1.1"])
+@pytest.mark.parametrize("kind", arvizplots.BEFORE)
+def test_arviz_is_given_the_draws_and_which_of_them_diverged(kind, version, ended):
+    told, figure = {}, matplotlib.figure.Figure()
+    made = SimpleNamespace(viz={"figure": np.array(figure)}) if version > "1" else figure.subplots()
+    table = arvizplots.FROM_1_ON if version > "1" else arvizplots.BEFORE
+
+    def drawn(data, **options):
+        told.update(options)
+        return made
+
+    az = SimpleNamespace(__version__=version, **{table[kind][0]: drawn})
+    with (
+        mock.patch.object(arvizplots, "arviz", return_value=az),
+        mock.patch.object(arvizplots, "inference_data") as groups,
+    ):
+        assert arvizplots.chain_figure(kind, {"x": np.ones((2, 5))}, ended) is figure
+    given, *no_names = groups.call_args.args
+    assert given["posterior"]["x"].tolist() == np.ones((2, 5)).tolist()
+    assert no_names[:3] == [{}, {}, {}]
+    assert ("sample_stats" in given) == (ended is not None)
+    if ended is not None:
+        assert given["sample_stats"]["diverging"].tolist() == (ended > 0).tolist()
+    marks = kind == "pairs" and version < "1" and ended is not None
+    assert told == table[kind][1] | (
+        {"divergences": True} if marks else {"backend": "matplotlib"} if version > "1" else {}
+    )
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(find_spec("arviz") is None, reason="ArviZ is not installed")
 @pytest.mark.parametrize("kind", ["trace", "rank", "pairs"])

@@ -111,6 +111,25 @@ PLANE = stk.Energy(lambda x: ((x - 1).square() * torch.tensor([1.0, 4.0]).to(x))
 FLAT = stk.Diffusion(network, (2,), stk.VP(), "noise")
 
 
+KINDS = ("trace", "rank", "pairs")
+
+
+def marked(failed=2, n=40, d=4, chains=6, stats=None):
+    """Draws of which the last chains have failed, and some ended a trajectory that diverged."""
+    x = changed(chains, n, d)
+    failure = int(stk.Status.DIVERGED)
+    status = torch.where(torch.arange(chains) < chains - failed, 0, failure)
+    ended = {"diverging": (torch.arange(n) % 7 == torch.arange(chains)[:, None]).double()}
+    at = torch.where(status > 0, 3, -1)
+    return stk.Draws(x=x, final=x[:, -1], status=status, failed_at=at, stats=stats or ended)
+
+
+def axes_of_ours():
+    from matplotlib.figure import Figure
+
+    return Figure().subplots(1, 2)[1]
+
+
 PICTURES = {
     "trace": lambda: drawn().plot(),
     "rank": lambda: drawn().plot("rank"),
@@ -128,6 +147,72 @@ PICTURES = {
     **{f"path {p!r}": lambda p=p: stk.plot.path(p) for p in (stk.VP(), stk.Linear(), stk.VE())},
     **{f"data on {p!r}": lambda p=p: stk.plot.path(p, randn(30, 1)) for p in (stk.VP(), stk.VE())},
     "planes of data": lambda: stk.plot.path(stk.VP(), randn(30, 2), seed=1),
+    **{
+        f"{kind}, {name}": lambda kind=kind, some=some: drawn().plot(kind, names=some)
+        for kind in ("trace", "pairs")
+        for name, some in {
+            "entries twice": ["tau", "mu", "mu[1]", "tau"],
+            "no entry": [],
+            "one entry": "mu[0]",
+            "other entries": ["nu"],
+            "an entry that is no name": [3],
+        }.items()
+    },
+    **{f"{kind} of spoilt draws": lambda k=kind: marked().plot(k) for kind in KINDS},
+    **{f"{kind} of failed draws": lambda k=kind: marked(6).plot(k) for kind in KINDS},
+    **{
+        f"{kind} of many": lambda k=kind: marked(2, 500, 2, 11).plot(k)
+        for kind in ("trace", "pairs")
+    },
+    **{
+        f"{kind} of {n} draws": lambda k=kind, n=n: marked(2, n, 2, 3).plot(k)
+        for kind in KINDS
+        for n in (1, 3)
+    },
+    "spoilt samples": lambda: stk.plot.samples(marked()),
+    "samples by weight": lambda: stk.plot.samples(
+        marked(d=2, stats={"log_weight": torch.linspace(-4, 0, 6).repeat(40, 1).T})
+    ),
+    "failed samples": lambda: stk.plot.samples(marked(6)),
+    "no samples": lambda: stk.plot.samples(randn(0, 2)),
+    "a number": lambda: stk.plot.samples(torch.tensor(1.0)),
+    "samples in another shape": lambda: stk.plot.samples(randn(5, 6), shape=(2, 3), title="these"),
+    "samples in no shape": lambda: stk.plot.samples(randn(5, 6), shape=(2, 4)),
+    "images of one channel": lambda: stk.plot.samples(randn(5, 1, 2, 3), most=4),
+    "images in colours": lambda: stk.plot.samples(randn(5, 3, 2, 3)),
+    "images of two channels": lambda: stk.plot.samples(randn(5, 2, 2, 3)),
+    "on axes of the caller": lambda: stk.plot.samples(randn(9, 2), axes=axes_of_ours()),
+    "a law": lambda: stk.plot.field(
+        torch.distributions.Independent(torch.distributions.Normal(torch.zeros(2), 2.0), 1)
+    ),
+    "a law of three": lambda: stk.plot.field(
+        torch.distributions.Independent(torch.distributions.Normal(torch.zeros(3), 2.0), 1)
+    ),
+    "a law by name": lambda: stk.plot.field("ring-mixture"),
+    "a field of states": lambda: stk.plot.field(stk.Discrete(PLANE, (0.0, 1.0))),
+    "a function": lambda: stk.plot.field(lambda x: x),
+    "a score": lambda: stk.plot.field(stk.Score(lambda x: 1 - x, (2,))),
+    "under a constraint": lambda: stk.plot.field(
+        stk.constrained(PLANE, torch.distributions.constraints.positive)
+    ),
+    "ways": lambda: stk.plot.field(FLAT, chains=5, seed=3),
+    "ways of draws": lambda: stk.plot.field(
+        FLAT, draws=stk.sample(FLAT, stk.ProbabilityFlow("euler", steps=4), chains=3, keep="all")
+    ),
+    "ways without a base": lambda: stk.plot.field(stk.Velocity(network, (2,), base="none")),
+    "a condition": lambda: stk.plot.field(
+        stk.Energy(lambda x, k: k * x.square().sum(1), (2,)), cond={"k": torch.tensor([3.0])}
+    ),
+    "a time of a static field": lambda: stk.plot.field(PLANE, t=0.5),
+    "a time beyond": lambda: stk.plot.field(FLAT, t=1.5),
+    "an empty window": lambda: stk.plot.field(PLANE, bounds=(1, 1, 0, 2)),
+    "failed draws": lambda: stk.plot.field(PLANE, draws=marked(6, d=2)),
+    "spoilt draws": lambda: stk.plot.field(PLANE, draws=marked(d=2)),
+    "draws of three": lambda: stk.plot.field(PLANE, draws=marked(d=3)),
+    "a path on axes": lambda: stk.plot.path(stk.VP(), axes=axes_of_ours()),
+    "planes of data on axes": lambda: stk.plot.path(stk.VP(), randn(9, 2), axes=axes_of_ours()),
+    "data that are infinite": lambda: stk.plot.path(stk.VP(), randn(9, 1) / 0),
+    "data of three": lambda: stk.plot.path(stk.VP(), randn(9, 3)),
 }
 
 
@@ -137,7 +222,7 @@ def test_pictures(name, monkeypatch):
     from scoretk.diagnostics.plot import chains
 
     monkeypatch.setattr(chains, "find_spec", lambda name: None)
-    recorded(f"picture {name}", shown(PICTURES[name]()))
+    recorded(f"picture {name}", or_error(lambda: shown(PICTURES[name]())))
 
 
 def changed(chains=16, n=200, d=2, seed=0):
