@@ -158,6 +158,9 @@ PICTURES = {
             "an entry that is no name": [3],
         }.items()
     },
+    "two of entries that come twice": lambda: drawn().plot(
+        "trace", names=["tau", "tau", "mu"], most=2
+    ),
     **{f"{kind} of spoilt draws": lambda k=kind: marked().plot(k) for kind in KINDS},
     **{f"{kind} of failed draws": lambda k=kind: marked(6).plot(k) for kind in KINDS},
     **{
@@ -284,6 +287,12 @@ REPORTED = {
     "all accepted": {"accept": torch.ones(16, 200)},
     "diverging": {"diverging": (torch.arange(200) % 50 == 0).expand(16, 200).double()},
     "slow energies": {"energy": changed()[..., 0].cumsum(1)},
+    "energies of which some are infinite": {
+        "energy": with_((2, 7, 1), float("inf"))[..., 1].cumsum(1)
+    },
+    "energies of which some are NaN": {"energy": with_((2, 7, 1), float("nan"))[..., 1]},
+    "high acceptance": {"accept": torch.full((16, 200), 0.995)},
+    "acceptance of which some is NaN": {"accept": with_((2, slice(None), 0), float("nan"))[..., 0]},
     "energies": {"energy": changed()[..., 0]},
     "energies that drift": {"energy": changed()[..., 0] + torch.linspace(0, 5, 200)},
     "weights": {"log_weight": 4 * changed()[..., 0]},
@@ -369,3 +378,58 @@ def test_what_is_said_of_acceptance_is_of_the_reports_that_are_numbers(rate, los
     accept[:lost] = float("nan")
     for found in summaries(changed(), {"accept": accept}):
         assert ("accept" in found) == (rate < 0.1 and lost < 16)
+
+
+ADVISED = {
+    "slow": lambda: (changed(4, 60).cumsum(1) / 5, {}, 0, 0),
+    "slow, all accepted": lambda: (
+        changed(4, 60).cumsum(1) / 5,
+        {"accept": with_ends(torch.full((4, 60), 0.999))},
+        0,
+        0,
+    ),
+    "little accepted": lambda: (changed(4, 60), {"accept": torch.full((4, 60), 0.02)}, 0, 0),
+    "diverging": lambda: (
+        changed(4, 60),
+        {"diverging": (torch.arange(60) % 6 == 0).expand(4, 60).double()},
+        0,
+        0,
+    ),
+    **{
+        f"{code.name} at {at}": lambda code=code, at=at: (changed(4, 60), {}, int(code), at)
+        for code in stk.Status
+        if code is not stk.Status.OK
+        for at in (0, 7)
+    },
+    "apart": lambda: (changed(4, 60) + torch.arange(4.0)[:, None, None], {}, 0, 0),
+    "copies": lambda: (changed(4, 60)[:1].expand(4, -1, -1).clone(), {}, 0, 0),
+}
+
+
+def with_ends(accept):
+    """Acceptance of which some is NaN, as of chains that have failed."""
+    accept[0, -3:] = torch.nan
+    return accept
+
+
+ADVISERS = ["", *(f"{name}(step_size=0.1, no_such=3)" for name in ("ULA", "Theirs"))]
+
+
+@pytest.mark.parametrize("name", [*stk.solvers.EXAMPLES, *ADVISERS])
+def test_what_is_advised_is_of_the_solver(name):
+    """What is found, and what to do, for each solver and each kind of trouble."""
+    text, told = repr(stk.solvers.EXAMPLES[name]) if name in stk.solvers.EXAMPLES else name, {}
+    for trouble, make in ADVISED.items():
+        x, stats, code, at = make()
+        status = torch.tensor([0, code, 0, code])
+        draws = stk.Draws(
+            x=x,
+            final=x[:, -1],
+            status=status,
+            failed_at=torch.where(status > 0, at, -1),
+            stats=stats,
+            provenance={"solver": text},
+        )
+        found = draws.summary(1)
+        told[trouble] = [(f.kind, f.problem, f.fix) for f in found.findings], found.verdict
+    recorded(f"advice to {text}", told)

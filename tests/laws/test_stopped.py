@@ -74,6 +74,8 @@ def field_for(solver, left):
 
 
 TUNED = {f"{name}, tuned": s for name, s in TUNES.items()} | {"nuts, tuned": stk.NUTS(max_depth=2)}
+
+
 @pytest.fixture(autouse=True)
 def written_soon(monkeypatch):
     """No disk is waited for."""
@@ -100,25 +102,50 @@ def test_a_run_that_is_stopped_goes_on_to_the_same_draws(
     size = getattr(solver, "island", 2)
     steps = {} if is_grid(solver) else {"steps": 8, "warmup": 12 * adapts(solver), "thin": 2}
 
-    def run(field, **where):
-        with stk.distributed() if folder and where else nullcontext():
+    def run(field, path):
+        with stk.distributed() if folder else nullcontext():
             return stk.sample(
-                field, solver, chains=2 * size, batch=size, keep=keep, seed=4, **steps, **where
+                field,
+                solver,
+                chains=2 * size,
+                batch=size,
+                keep=keep,
+                seed=4,
+                checkpoint=path,
+                **steps,
             )
 
     left = {"calls": MANY}
-    straight = run(field_for(solver, left))
+    straight = run(field_for(solver, left), tmp_path / "straight")
     left["calls"] = math.ceil(share * (MANY - left["calls"]))
     field = field_for(solver, left)
     with pytest.raises(Gone):
-        run(field, checkpoint=tmp_path / "run")
+        run(field, tmp_path / "run")
     left["calls"] = MANY
-    found = run(field, checkpoint=tmp_path / "run")
+    found = run(field, tmp_path / "run")
     for part in (*PARTS, *(["x"] if keep != "moments" else [])):
-        told, expected = (leaves(in_order(getattr(draws, part))) for draws in (found, straight))
-        for (text, value, _), (words, values, _) in zip(told, expected, strict=True):
-            assert text == words, part
-            assert torch.equal(value.nan_to_num(7.0), values.nan_to_num(7.0)), part
+        assert_same(*(in_order(getattr(draws, part)) for draws in (found, straight)), part)
+    for (name, *file), (its_name, *its_file) in zip(
+        in_files(tmp_path / "run"), in_files(tmp_path / "straight"), strict=True
+    ):
+        assert name == its_name
+        assert_same(file, its_file, name)
+
+
+def assert_same(one, other, what):
+    """All texts and all bits."""
+    for (text, value, _), (words, values, _) in zip(leaves(one), leaves(other), strict=True):
+        assert text == words, what
+        assert torch.equal(value.nan_to_num(7.0), values.nan_to_num(7.0)), what
+
+
+def in_files(path):
+    """The name, the tensors and the header of each file of a checkpoint, without what the test has changed."""
+    for file in sorted(path.glob("*.safetensors")) if path.is_dir() else [path]:
+        kind = file.name.partition("-")[0].partition(".")[0] if path.is_dir() else "run"
+        tensors, header = read_sealed(file, kind)
+        del header["identity"]
+        yield kind, tensors, header
 
 
 PARTS = (
