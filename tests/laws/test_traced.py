@@ -1,0 +1,94 @@
+"""What the compiler traces is what is computed: of noise, fields and steps, whose branches for graphs plain tensors take here."""
+
+import pytest
+import torch
+from torch.utils._pytree import tree_leaves
+
+import scoretk as stk
+from scoretk.core.noise import Noise
+from scoretk.core.streams import Stream
+from scoretk.fields.resolve import offers, resolve
+from scoretk.solvers import EXAMPLES
+from tests.laws.test_recorded_runs import MEASURED, WELL
+from tests.laws.test_rows_alone import FIELDS, LABEL, STATIC, TIMES, X
+from tests.laws.test_running import Bonded
+
+
+def traced(monkeypatch, ask):
+    """The answer as it is, and as it is where the compiler traces it."""
+    plain = ask()
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.compiler, "is_compiling", lambda: True)
+        return plain, ask()
+
+
+def same(one, other):
+    ours, theirs = (
+        [v for v in tree_leaves(answer) if isinstance(v, torch.Tensor)] for answer in (one, other)
+    )
+    assert len(ours) == len(theirs) > 0
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12, equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("kind", ["normal", "uniform", "rademacher"])
+def test_noise(monkeypatch, kind, dtype):
+    """To the bit: of odd and even numbers of entries, and of none; of steps that are numbers and tensors."""
+    for shape in ((), (1,), (3,), (2, 5), (0,)):
+        for step in (3, torch.tensor(3)):
+
+            def ask(shape=shape, step=step):
+                return getattr(Noise(7, 4, dtype=dtype), kind)(step, 2, shape)
+
+            plain, graph = traced(monkeypatch, ask)
+            assert graph.dtype == plain.dtype == dtype
+            assert torch.equal(plain, graph), shape
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_a_field_in_time(monkeypatch, name):
+    make, cond = FIELDS[name]
+
+    def ask():
+        field = make()
+        return [getattr(field, a)(X, TIMES, **cond) for a in ("denoise", "score", "velocity")]
+
+    same(*traced(monkeypatch, ask))
+
+
+@pytest.mark.parametrize("name", [*STATIC, "named variables"])
+def test_a_static_field(monkeypatch, name):
+    def ask():
+        field = (STATIC | {"named variables": variables})[name]()
+        has = [a for a in ("energy", "score", "energy_and_grad") if a in offers(field)]
+        return [getattr(field, a)(X, label=LABEL) for a in has]
+
+    same(*traced(monkeypatch, ask))
+
+
+def variables():
+    """A field of named variables, one of them in a simplex."""
+    space = {"mu": (2,), "share": stk.Variable((2,), torch.distributions.constraints.simplex)}
+    return stk.Energy(
+        lambda mu, share, label: mu.square().sum(1) + label * share[:, 0], variables=space
+    )
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_two_steps(monkeypatch, name):
+    solver, noise = EXAMPLES[name], Noise(5, 8, dtype=torch.float64)
+    of_sites = "states" in solver.needs
+    field = Bonded() if of_sites else MEASURED if solver.timed is not False else WELL
+    bound = resolve(field, solver.needs, timed=solver.timed)
+    x = torch.ones(8, 3).double() if of_sites else noise.normal(0, Stream.START, (3,))
+    start = solver.init(bound, x, noise)
+
+    def ask():
+        state, found = start, []
+        for _ in range(2):
+            state, info = solver.step(bound, state, noise)
+            found += [tuple(state), info]
+        return found
+
+    same(*traced(monkeypatch, ask))
