@@ -37,6 +37,22 @@ def mixed(components):
     return td.MixtureSameFamily(td.Categorical(t(0.3, 0.7)), components)
 
 
+class Folded(td.TransformedDistribution):
+    """The size of a normal number, scaled: one of its maps is no bijection, and its density is its own."""
+
+    support = td.constraints.nonnegative
+
+    def __init__(self, mean, std, scale):
+        self.scale = scale
+        super().__init__(td.Normal(mean, std), [td.AbsTransform(), td.AffineTransform(0.0, scale)])
+
+    def log_prob(self, x):
+        both = self.base_dist.log_prob(x / self.scale).logaddexp(
+            self.base_dist.log_prob(-x / self.scale)
+        )
+        return torch.where(x >= 0, both - self.scale.log(), -torch.inf)
+
+
 PAIR = torch.tensor([[0.3, 1.0, 2.0], [1.0, 1.0, 1.0]], dtype=torch.float64)
 LAWS = {
     "Beta": td.Beta(t(0.3), t(2.0)),
@@ -78,6 +94,7 @@ LAWS = {
     "mixture of vectors": mixed(td.Independent(td.LogNormal(PAIR, t(1.0)), 1)),
     "mixture of transforms apart": mixed(td.Weibull(t(0.3, 2.0), t(2.0, 1.0))),
     "mixture of supports apart": mixed(td.Pareto(t(1.0, 2.0), t(2.0, 1.0))),
+    "folded and scaled": Folded(t(0.0), t(1.0), t(2.0)),
     "mixture on the circle": mixed(td.VonMises(t(1.0, 2.0), t(2.0, 4.0))),
 }
 INTERVALS = mixed(

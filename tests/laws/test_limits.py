@@ -332,6 +332,77 @@ def test_what_does_not_agree_is_refused_whichever_comes_first(name):
         PAIR[name](n, n)
 
 
+def net_of(shape):
+    return stk.Diffusion(lambda x, t: torch.sin(x), shape, stk.VP(), "noise")
+
+
+def energy_of(shape):
+    return stk.Energy(lambda x: x.flatten(1).square().sum(1), shape)
+
+
+def law_of(shape):
+    return stk.from_distribution(
+        td.Independent(td.Normal(torch.zeros(shape), 1.0), len(shape)) if shape else td.Normal(0, 1)
+    )
+
+
+SHAPED = {
+    "product": lambda a, b: stk.product(energy_of(a), energy_of(b)),
+    "product in time": lambda a, b: stk.product(net_of(a), net_of(b)),
+    "mixture": lambda a, b: stk.mixture([law_of(a), law_of(b)], [0.3, 0.7]),
+    "bridge": lambda a, b: stk.bridge(energy_of(a), energy_of(b), 0.5),
+    "guided": lambda a, b: stk.guided(net_of(a), 2.0, net_of(b)),
+    "static guided": lambda a, b: stk.guided(energy_of(a), 2.0, energy_of(b)),
+    "base of samples": lambda a, b: stk.Velocity(lambda x, t: x, a, torch.zeros(4, *b)),
+    "base of a law": lambda a, b: stk.Velocity(lambda x, t: x, a, law_of(b)),
+    "likelihood": lambda a, b: stk.posterior(energy_of(a), energy_of(b)),
+    "start": lambda a, b: stk.sample(
+        energy_of(a), stk.ULA(0.1), chains=3, steps=1, init=torch.zeros(3, *b)
+    ),
+    "density": lambda a, b: stk.log_prob(net_of(a), torch.zeros(3, *b), method="euler", steps=1),
+    "latents": lambda a, b: stk.encode(net_of(a), torch.zeros(3, *b), method="euler", steps=1),
+    "base of a ladder": lambda a, b: stk.sample(
+        energy_of(a), stk.AIS(2, base=law_of(b), kernel=stk.MALA(0.1)), chains=4
+    ),
+    "partition": lambda a, b: stk.log_partition(
+        energy_of(a),
+        chains=4,
+        levels=2,
+        pilot=16,
+        base=law_of(b),
+        kernel=stk.MALA(0.1),
+        check=False,
+    ),
+    "energies": lambda a, b: energy_of(a).energy(torch.zeros(3, *b)),
+    "velocities": lambda a, b: net_of(a).velocity(torch.zeros(3, *b), 0.5),
+    "negatives": lambda a, b: stk.ContrastiveDivergence(stk.ULA(0.1), 1)(
+        energy_of(a), torch.zeros(3, *b)
+    ),
+    "samples": lambda a, b: diagnostics.mmd(torch.zeros(3, *a), torch.ones(3, *b)),
+    "interpolation": lambda a, b: stk.interpolate(randn(3, *a), randn(3, *b, seed=1), 3),
+}
+SHAPES = (
+    ((2, 2), (4,)),
+    ((2, 2), (3, 2)),
+    ((2, 2), (2, 3)),
+    ((2,), (1, 2)),
+    ((2,), (2, 1)),
+    ((), (1,)),
+)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("name", SHAPED)
+def test_event_shapes_agree_where_all_of_their_axes_do(name):
+    """Those of one size, of one last axis or of one first axis are others, whichever comes first."""
+    for one, other in SHAPES:
+        for a, b in ((one, other), (other, one)):
+            with pytest.raises(stk.InvalidArgument):
+                SHAPED[name](a, b)
+    for shape in ((2, 2), (3,)):
+        SHAPED[name](shape, shape)
+
+
 # --- things that hold themselves ---------------------------------------------------------------------------------
 
 
