@@ -381,6 +381,13 @@ def test_what_is_said_of_acceptance_is_of_the_reports_that_are_numbers(rate, los
 
 
 ADVISED = {
+    "few": lambda: (changed(4, 40), {}, 0, 0),
+    "few, all accepted": lambda: (
+        changed(4, 40),
+        {"accept": with_ends(torch.full((4, 40), 0.999))},
+        0,
+        0,
+    ),
     "slow": lambda: (changed(4, 60).cumsum(1) / 5, {}, 0, 0),
     "slow, all accepted": lambda: (
         changed(4, 60).cumsum(1) / 5,
