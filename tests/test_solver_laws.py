@@ -20,6 +20,7 @@ from scoretk.conformance import (
     parametrize_with_solver_checks,
     solver_laws,
 )
+from scoretk.conformance.bench import Enumerated, Watched
 from scoretk.core.streams import Stream
 from scoretk.plugins.solvers import SOLVER_PROTOCOL
 from scoretk.run import settle
@@ -501,3 +502,55 @@ def _told(seen):
 def test_laws_as_tests(solver, check):
     if check.name != "invariant":
         check(solver)
+
+
+@pytest.mark.parametrize("method", ["energy", "score", "velocity", "denoise", "gibbs"])
+def test_a_watched_field_counts_answers_and_loses_the_same_rows_whatever_it_is_asked(method):
+    """Beyond the edge all is NaN, which the number of the chain tells; elsewhere it is the field within."""
+
+    class Inner:
+        event_shape, theirs = (2,), 3
+
+        def __getattr__(self, name):
+            if name.startswith("_") or name not in (
+                "energy",
+                "score",
+                "velocity",
+                "denoise",
+                "gibbs",
+            ):
+                raise AttributeError(name)
+            wide = name != "energy"
+            return lambda x, *rest: sum(rest) + (len(name) * x if wide else len(name) * x.sum(1))
+
+    x, rows = torch.tensor([[0.5, 9.0], [1.5, 0.0], [2.5, 1.0]]), torch.tensor([4, 7, 9])
+    rest = (2.0,) if method in ("velocity", "denoise", "gibbs") else ()
+    watched = Watched(Inner(), frozenset({method}), edge=1.0)
+    found = getattr(watched, method)(x, *rest, row=rows)
+    sound = getattr(Inner(), method)(x, *rest)
+    assert torch.equal(found[0], sound[0])
+    assert bool(found[1:].isnan().all())
+    assert found.shape == sound.shape
+    assert watched.met == {7, 9}
+    getattr(watched, method)(x[:2], *rest)
+    assert watched.asked == {method: 5}
+    assert watched.met == {7, 9}
+    assert watched.theirs == 3
+
+
+def test_a_law_of_states_is_drawn_by_its_energies():
+    """Of any event shape, all states of all sites."""
+    for shape in ((2,), (1, 2), (3, 1)):
+        law = stk.Discrete(stk.Energy(lambda x: x.flatten(1).sum(1) / 2, shape), (0.0, 1.0, 4.0))
+        law = Enumerated(law)
+        x, probability = law._all
+        sites = torch.Size(shape).numel()
+        assert x.shape == (3**sites, *shape)
+        assert len(x.unique(dim=0)) == 3**sites
+        torch.testing.assert_close(
+            probability, torch.softmax(-x.flatten(1).sum(1) / 2, 0).to(probability)
+        )
+        drawn = law.draw(4000, stk.Noise(3, 4000))
+        shares = torch.stack([(drawn == value).double().mean() for value in (0.0, 1.0, 4.0)])
+        exact = torch.softmax(-torch.tensor([0.0, 1.0, 4.0]) / 2, 0).double()
+        assert bool(((shares - exact).abs() < 5 * (exact * (1 - exact) / 4000).sqrt()).all())
