@@ -67,6 +67,17 @@ def pair(tmp_path_factory):
     return drawn(), drawn(tmp_path_factory.mktemp("pair") / "d.zarr")
 
 
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory, pair):
+    """The same draws in memory and in three stores, whose chains lie between each other."""
+    folder = tmp_path_factory.mktemp("parts")
+    each = (range(0, 10, 3), range(1, 10, 3), range(2, 10, 3))
+    tuned = HMC.tuned_by(pair[0])
+    run = {"solver": tuned, "seed": 5, "warmup": 0}
+    stores = [drawn(folder / f"{i}.zarr", chains=ids, **run) for i, ids in enumerate(each)]
+    return drawn(**run), stk.concatenate(stores)
+
+
 class TestTheSameDraws:
     @pytest.mark.parametrize(
         ("field", "solver", "changes"),
@@ -215,6 +226,33 @@ class TestReading:
         for array in pair[1].x.arrays:
             found = streaming.part_of(array, rows, slice(3, 30, 4))
             assert np.array_equal(found, np.asarray(array[:])[list(rows), 3:30:4])
+
+    @pytest.mark.parametrize(
+        "key",
+        [
+            3,
+            slice(2, 7),
+            (slice(None), -1),
+            (slice(1, 9, 2), slice(5, 30, 3), 1),
+            ([3, -1], 4),
+            (Ellipsis, 0),
+        ],
+        ids=str,
+    )
+    def test_of_several_stores_too(self, parts, key):
+        here, there = parts
+        assert here.chains.tolist() == there.chains.tolist()
+        assert torch.equal(here.x[key], there.x[key])
+        rows = key[0] if isinstance(key, tuple) else key
+        some, their = ((d if rows is Ellipsis else d[rows]) for d in parts)
+        assert torch.equal(some.final, their.final)
+        assert torch.equal(some["tau"][:, 3:9], their["tau"][:, 3:9])
+        for name, value in some.stats.items():
+            other = their.stats[name]
+            assert torch.equal(value[:, 2:40:5], other[:, 2:40:5]), name
+        if some.x.ndim > 2:
+            for ours, theirs in zip(some.moments(), their.moments(), strict=True):
+                torch.testing.assert_close(ours, theirs)
 
     def test_wrong_indices_are_as_of_a_tensor(self, pair):
         for key in (10, -11, (0, 45), [10], torch.ones(9, dtype=torch.bool)):
@@ -786,6 +824,20 @@ class TestOneJobAtATime:
         with held(tmp_path / "d"):
             assert json.loads(lock_of(tmp_path / "d").read_text())["pid"] == os.getpid()
         assert not lock_of(tmp_path / "d").exists()
+
+    @pytest.mark.parametrize("left", ["", "{", "3", "owner", "a job"])
+    def test_a_lock_says_who_holds_it_whatever_was_left_there(self, left, tmp_path):
+        """Less than that or more; it is read as a whole."""
+        path = tmp_path / "d"
+        gone = {"pid": 2**22 + 1, "host": socket.gethostname(), "since": "long ago " * 20}
+        text = {"owner": json.dumps(gone), "a job": json.dumps(gone | {"job": "one"})}
+        lock_of(path).write_text(text.get(left, left))
+        for job in (None, "two"):
+            with held(path, job=job):
+                told = json.loads(lock_of(path).read_text())
+                assert told.keys() == {"pid", "host", "since"} | ({"job"} if job else set())
+                assert (told["pid"], told["host"]) == (os.getpid(), socket.gethostname())
+                assert told.get("job") == job
 
     def test_processes_of_a_job_hold_it_until_the_last_has_left(self, tmp_path):
         path = tmp_path / "d"

@@ -1011,6 +1011,27 @@ HELD = {
     "method": lambda some: Bag(held=some).ask,
     "within": lambda some: [{"a": Bag(held=(some,))}],
 }
+
+
+class Scaled:
+    """A map that equals another of the same factor."""
+
+    def __init__(self, factor):
+        self.factor = factor
+
+    def __call__(self, x):
+        return self.factor * x
+
+    def __eq__(self, other):
+        return isinstance(other, Scaled) and self.factor == other.factor
+
+    def __hash__(self):
+        return hash(self.factor)
+
+    def __repr__(self):
+        return f"Scaled({self.factor})"
+
+
 DIFFERENT = {
     "number": (1.5, 2.5),
     "type of a number": (1, 1.0),
@@ -1022,6 +1043,10 @@ DIFFERENT = {
     "dtype of an array": (np.ones(2), np.ones(2, np.float32)),
     "length": ([1, 2], [1, 2, 3]),
     "nothing": (None, 0),
+    "a callable that says what it equals": (Scaled(1.0), Scaled(2.0)),
+    "a function": (math.sin, math.cos),
+    "a method": ("a b".split, "a c".split),
+    "a type": (int, float),
 }
 
 

@@ -68,6 +68,28 @@ def test_implicit_and_sliced_score_matching():
         assert float(plain[i]) == pytest.approx(float((v @ s).square().mean() / 2 + curvature))
 
 
+@pytest.mark.parametrize("loss", ["implicit", "reduced", "plain"])
+def test_a_score_may_be_the_same_everywhere(loss):
+    """It has no curvature, and its parameters a gradient: of a constant with one and without, in x alone of some entries."""
+    x, probes = randn(N, D), randn(4, N, D, seed=1)
+    asks = {
+        "implicit": lambda s: implicit_score_matching(s, x),
+        "reduced": lambda s: sliced_score_matching(s, x, probes),
+        "plain": lambda s: sliced_score_matching(s, x, probes, variance_reduced=False),
+    }
+    for learned in (True, False):
+        level = torch.linspace(-1, 1, D, dtype=torch.float64).requires_grad_(learned)
+        found = asks[loss](lambda x, level=level: level.expand_as(x))
+        square = level.square().sum().expand(N)
+        if loss == "plain":
+            square = (probes @ level).square().mean(0)
+        torch.testing.assert_close(found, square / 2)
+        if learned:
+            (slope,) = torch.autograd.grad(found.sum(), level)
+            (expected,) = torch.autograd.grad(square.sum() / 2, level)
+            torch.testing.assert_close(slope, expected)
+
+
 def net(x, t):
     return torch.tanh(x) * (1 + t[:, None])
 

@@ -218,3 +218,17 @@ def test_a_row_without_a_number_has_no_answer_and_the_others_have_theirs(name):
             gone, whole = ask(x, *when, **cond), ask(X, *when, **cond)
             assert bool(gone[2].isnan().all()), answer
             torch.testing.assert_close(gone[kept], whole[kept], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", [*FIELDS, *STATIC])
+def test_the_first_question_may_be_of_no_rows(name):
+    """Of a field that nobody has asked before: there is no answer, and the next is the usual one."""
+    make, cond = FIELDS[name] if name in FIELDS else (STATIC[name], {"label": LABEL})
+    field, asked = make(), make()
+    for answer in ("denoise", "score", "velocity") if name in FIELDS else ("score",):
+        at = (TIMES,) if name in FIELDS else ()
+        none = {key: value[:0] for key, value in cond.items()}
+        found = getattr(field, answer)(X[:0], *(t[:0] for t in at), **none)
+        assert found.shape == (0, D)
+        again, usual = (getattr(f, answer)(X, *at, **cond) for f in (field, asked))
+        assert torch.equal(again, usual)

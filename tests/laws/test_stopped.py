@@ -12,6 +12,7 @@ import torch
 import scoretk as stk
 from scoretk import learn
 from scoretk.core.sealed import read_sealed, write_sealed
+from scoretk.errors import CheckpointError
 from scoretk.solvers import EXAMPLES
 from scoretk.solvers.base import adapts, is_grid
 from tests.laws.test_running import TUNES
@@ -270,3 +271,20 @@ def test_a_checkpoint_that_says_one_thing_otherwise_is_refused(tmp_path, name):
             told[what] = answered(lambda: ask(path), path, what)
             assert told[what] is None or path.read_bytes() == before
     recorded(f"saved: {name}", told)
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_a_run_that_was_made_longer_is_a_longer_one(tmp_path, folder):
+    """In a file or a folder it is read again as it is, and one of fewer steps is refused, be it the first or not."""
+
+    def run(steps):
+        with stk.distributed() if folder else nullcontext():
+            return tuned_run(tmp_path / "run", steps=steps, batch=2)
+
+    first, longer = run(6), run(14)
+    assert torch.equal(longer.x[:, :6], first.x)
+    assert torch.equal(run(14).x, longer.x)
+    for steps in (6, 10):
+        with pytest.raises(CheckpointError, match="not shortened"):
+            run(steps)
+    assert torch.equal(run(14).x, longer.x)

@@ -121,6 +121,13 @@ def guided(
     return Guided(field, other, float(weight), values, apart, as_interval(interval), float(rescale))
 
 
+def _spread(x: Tensor) -> Tensor:
+    """The standard deviation over the d entries of each row times the root of d, `(batch,)`; of one entry 0."""
+    flat = x.flatten(1)
+    apart: Tensor = torch.linalg.vector_norm(flat - flat.mean(1, keepdim=True), dim=1)
+    return apart
+
+
 def _null(values: Any) -> dict[str, Any]:
     """Condition values that stand for none, by name.
 
@@ -233,7 +240,7 @@ class Guided(_Blend, Steered):
         g = u + self.weight * (c - u)
         if not self.rescale:
             return g, c
-        ours, theirs = (value.flatten(1).std(1) for value in (g, c))
+        ours, theirs = (_spread(value) for value in (g, c))
         ratio = torch.where(ours > 0, theirs / ours, 1.0)  # a constant stays as it is
         return g * across(1 + self.rescale * (ratio - 1), g), c
 

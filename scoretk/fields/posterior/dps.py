@@ -99,7 +99,7 @@ def _uphill(likelihood: Any, prior: PriorMoments, spread: float, cond: dict[str,
         spread: The standard deviation of the data.
         cond: The likelihood's own condition values.
     """
-    unknown = is_new(likelihood)
+    unknown = bool(len(prior.data)) and is_new(likelihood)
     value, gradient = likelihood.slope(prior.data, **cond)
     if unknown:
         look_for_steps(likelihood, prior.data, cond)

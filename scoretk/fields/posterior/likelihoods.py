@@ -63,7 +63,7 @@ class CallableLikelihood:
 
         The first call checks whether that is the derivative of the values.
         """
-        if is_new(self):
+        if len(x) and is_new(self):
             _look_along(self, x, cond)
         return self.gradient(x, **cond)
 
@@ -94,7 +94,7 @@ class FieldLikelihood:
 
         The first call checks whether that is the derivative of the values.
         """
-        if is_new(self):
+        if len(x) and is_new(self):
             _look_along(self, x, cond)
         return self.gradient(x, **cond)
 
