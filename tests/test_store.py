@@ -498,6 +498,9 @@ class TestReading:
     def test_arviz_has_the_same_and_reads_it_when_asked(self, pair):
         pytest.importorskip("arviz")
         here, there = (draws.to_arviz() for draws in pair)
+        for data in (there, pair[1][[4, 2]].to_arviz()):  # nothing of the package's own
+            names = data.groups() if callable(data.groups) else data.groups
+            assert {name.strip("/") for name in names} - {""} == {"posterior", "sample_stats"}
         for group in ("posterior", "sample_stats"):
             for name, value in here[group].data_vars.items():
                 other = there[group][name]

@@ -141,7 +141,7 @@ def assert_same(one, other, what):
 
 
 def in_files(path):
-    """The name, the tensors and the header of each file of a checkpoint, without what the test has changed."""
+    """The name, the tensors and the header of each file of a checkpoint, without what a run has changed."""
     for file in sorted(path.glob("*.safetensors")) if path.is_dir() else [path]:
         kind = file.name.partition("-")[0].partition(".")[0] if path.is_dir() else "run"
         tensors, header = read_sealed(file, kind)
@@ -284,6 +284,8 @@ def test_a_run_that_was_made_longer_is_a_longer_one(tmp_path, folder):
     first, longer = run(6), run(14)
     assert torch.equal(longer.x[:, :6], first.x)
     assert torch.equal(run(14).x, longer.x)
+    steps = {header["settings"]["steps"] for _, _, header in in_files(tmp_path / "run")}
+    assert steps == {14}
     for steps in (6, 10):
         with pytest.raises(CheckpointError, match="not shortened"):
             run(steps)
