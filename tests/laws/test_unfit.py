@@ -2,6 +2,7 @@
 right alone."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -438,6 +439,85 @@ NUMBERS = {
     "an unknown setting": lambda: stk.load_solver("mala", step=0.1),
     "a setting that is needed": lambda: stk.load_solver("ula"),
 }
+
+
+class Silent:
+    """A field in time that answers nothing."""
+
+    event_shape = (2,)
+
+    def at(self, t):
+        return WELL
+
+
+class Starting(stk.Energy):
+    """A field whose own start has another shape."""
+
+    def initial(self, n, noise):
+        return torch.zeros(n, 3)
+
+
+TUNED = sampled(solver=stk.MALA(), warmup=4)
+REACHED = {
+    "a prediction towards noise": lambda: stk.Diffusion(net, (2,), stk.VP(), "flow_prediction"),
+    "a base by rejection": lambda: stk.Velocity(
+        net, (2,), td.Independent(td.Gamma(torch.ones(2), 1.0), 1)
+    ),
+    "a base that is not drawn": lambda: stk.Velocity(net, (2,), WELL),
+    "a simplex of a number": lambda: named(p=stk.Variable((), td.constraints.simplex)),
+    "a correlation of one": lambda: named(p=stk.Variable((1, 1), td.constraints.corr_cholesky)),
+    "a simplex of numbers": lambda: stk.constrained(
+        stk.Energy(quadratic, ()), td.constraints.simplex
+    ),
+    "couplings of lists": lambda: stk.Couplings([0], [1], [0.3]),
+    "couplings without weights": lambda: stk.Couplings(torch.tensor([0]), torch.tensor([1]), 0.3),
+    "times of other rows": lambda: TIMED.velocity(X, torch.tensor([0.2, 0.5])),
+    "times of two axes": lambda: TIMED.denoise(X, torch.full((3, 1), 0.5)),
+    "an energy of a list": lambda: WELL.energy([[0.0, 1.0]]),
+    "a gradient at a list": lambda: WELL.energy_and_grad([[0.0, 1.0]]),
+    "a field in time without answers": lambda: flowed(field=Silent()),
+    "a store by its path": lambda: sampled(keep="draws.zarr"),
+    "a start of another shape": lambda: sampled(Starting(quadratic, (2,))),
+    "latents of a list": lambda: stk.interpolate([[0.0, 1.0]], X, 3),
+    "latents of a number": lambda: stk.interpolate(torch.tensor(1.0), torch.tensor(2.0), 3),
+    "a buffer of another size": lambda: stk.ReplayBuffer(4).load_state_dict(
+        stk.ReplayBuffer(8).state_dict()
+    ),
+    "all rows held out": lambda: learn.fit(
+        Module(), lambda x, g: x.sum(), randn(2, 2), learn.Recipe(2, held_out=0.9)
+    ),
+    "an overlap of less than 1": lambda: stk.ncsnv2_overlap(0.9, 4),
+    "an overlap of NaN": lambda: stk.ncsnv2_overlap(math.nan, 4),
+    "a closing step alone": lambda: flowed(
+        stk.ProbabilityFlow("euler", steps=1, denoise=True),
+        stk.Diffusion(net, (2,), stk.EDM(), "noise"),
+    ),
+    "a score of nothing": lambda: flowed(
+        stk.ReverseSDE(steps=3), stk.Diffusion(net, (2,), stk.Linear(), "score")
+    ),
+    "what was tuned elsewhere": lambda: sampled(
+        WIDE, stk.HMC().tuned_by(sampled(solver=stk.HMC(), warmup=4))
+    ),
+    "what was tuned by another": lambda: stk.HMC().tuned_by(TUNED),
+    "what was tuned to NaN": lambda: stk.MALA().tuned_by(
+        replace(TUNED, tuned={"step_size": torch.tensor(math.nan)})
+    ),
+    "what was tuned to less than 0": lambda: stk.MALA().tuned_by(
+        replace(TUNED, tuned={"step_size": torch.tensor(-0.1)})
+    ),
+    "what was tuned to a number": lambda: stk.MALA().tuned_by(
+        replace(TUNED, tuned={"step_size": 0.1})
+    ),
+    "a layout of texts": lambda: stk.Energy(quadratic, variables={"mu": "two"}),
+    "complex numbers to fit": lambda: learn.fit(
+        Module(), lambda x, g: x.sum(), randn(8, 2) + 0j, learn.Recipe(2)
+    ),
+    "flags to fit": lambda: learn.fit(
+        Module(), lambda x, g: x.sum(), randn(8, 2) > 0, learn.Recipe(2)
+    ),
+    "a mixture of one field": lambda: stk.mixture(WELL, [1.0]),
+    "a mixture of a set": lambda: stk.mixture({WELL}, [1.0]),
+}
 CASES = {
     f"{room}: {name}": make
     for room, table in (
@@ -445,6 +525,7 @@ CASES = {
         ("together", TOGETHER),
         ("runs", RUNS),
         ("numbers", NUMBERS),
+        ("reached", REACHED),
     )
     for name, make in table.items()
 }
