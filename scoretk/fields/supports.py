@@ -663,13 +663,27 @@ class OfTorch:
         return z
 
     def log_jacobian(self, z: Tensor, x: Tensor) -> Tensor:
-        log_jacobian: Tensor = self.transform.log_abs_det_jacobian(z, x)
+        of = self.transform
+        if isinstance(
+            of, transforms.StackTransform
+        ):  # whose own has the parts of vectors before the rows
+            parts = zip(of.transforms, z.unbind(of.dim), x.unbind(of.dim), strict=True)
+            found = [part.log_abs_det_jacobian(a, b) for part, a, b in parts]
+            return torch.stack([trailing_sum(each, each.ndim - 1) for each in found]).sum(0)
+        log_jacobian: Tensor = of.log_abs_det_jacobian(z, x)
         return log_jacobian
 
     def clamped(self, x: Tensor) -> Tensor:
         return x
 
     def contains(self, x: Tensor) -> Tensor:
+        of = self.constraint
+        if isinstance(of, constraints.stack):  # as in log_jacobian
+            found = [_checked(c, v) for c, v in zip(of.cseq, x.unbind(of.dim), strict=True)]
+            lead = x.ndim - self.event_dim
+            return torch.stack(
+                [each.flatten(lead).all(-1) if each.ndim > lead else each for each in found]
+            ).all(0)
         try:
             return _checked(self.constraint, x)
         except RuntimeError:  # torch's `cat` of constraints on entries and on vectors

@@ -767,7 +767,43 @@ INSIDE = {
     "positive definite": (td.constraints.positive_definite, (3, 3)),
     "correlations": (td.constraints.corr_cholesky, (3, 3)),
     "several": ([(td.constraints.positive, 2), (td.constraints.less_than(0.5), 2)], (4,)),
+    "at least": (td.constraints.greater_than_eq(0.2), (3,)),
+    "half open": (td.constraints.half_open_interval(-1.0, 2.0), (3,)),
+    "the unit interval": (td.constraints.unit_interval, (2,)),
+    "joined": (
+        td.constraints.cat([td.constraints.positive, td.constraints.simplex], -1, [2, 3]),
+        (5,),
+    ),
+    "rows apart": (
+        td.constraints.cat([td.constraints.positive, td.constraints.less_than(0.5)], -2, [1, 2]),
+        (3, 2),
+    ),
+    "columns apart": (
+        td.constraints.stack([td.constraints.positive, td.constraints.less_than(0.5)], -1),
+        (3, 2),
+    ),
+    "ordered rows": (td.constraints.stack([ordered, ordered], -2), (2, 3)),
 }
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3])
+@pytest.mark.parametrize("name", INSIDE)
+def test_an_energy_in_free_space_has_the_determinant_of_its_map(name, rows):
+    """One a row, of as many rows as the map has parts too; found anew by autograd, where the map is onto as many entries."""
+    constraint, shape = INSIDE[name]
+    field = stk.constrained(stk.Energy(lambda x: (x**2).flatten(1).sum(1) / 2, shape), constraint)
+    z = torch.randn(
+        rows, *field.event_shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64
+    )
+    x = field.constrain(z)
+    found = field.users_energy(x) - field.energy(z)
+    assert found.shape == (rows,)
+    if field.event_shape != shape or "triangles" in name:
+        return
+    for i in range(rows):
+        slope = torch.autograd.functional.jacobian(lambda one: field.constrain(one[None])[0], z[i])
+        expected = torch.linalg.slogdet(slope.reshape(z[i].numel(), -1)).logabsdet
+        torch.testing.assert_close(found[i], expected)
 
 
 @pytest.mark.parametrize("name", INSIDE)
@@ -784,11 +820,13 @@ def test_a_point_is_inside_where_all_of_it_is(name):
             moved.append(x.clone())
             moved[-1].flatten(1)[:, i] += off
     x = torch.cat(moved)
-    parts = (
-        [(constraint, x)]
-        if name != "several"
-        else zip([one for one, _ in constraint], x.split(2, 1), strict=True)
-    )
+    parts = [(constraint, x)]
+    if name == "several":
+        parts = zip([one for one, _ in constraint], x.split(2, 1), strict=True)
+    elif name == "joined":
+        parts = zip(constraint.cseq, x.split(constraint.lengths, 1), strict=True)
+    elif name == "ordered rows":
+        parts = [(ordered, x)]
     inside = torch.stack(
         [
             (rises(v) if one is ordered else one.check(v)).reshape(len(x), -1).all(1)
