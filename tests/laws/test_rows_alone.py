@@ -232,3 +232,29 @@ def test_the_first_question_may_be_of_no_rows(name):
         assert found.shape == (0, D)
         again, usual = (getattr(f, answer)(X, *at, **cond) for f in (field, asked))
         assert torch.equal(again, usual)
+
+
+UNSEEN = {
+    "a likelihood": lambda: stk.posterior(
+        model(), lambda x, y: log_likelihood(x, y) - x.detach().square().sum(1), measured="y"
+    ),
+    "a likelihood that is a field": lambda: stk.posterior(
+        model(),
+        stk.Energy(lambda x, y: -log_likelihood(x, y) + x.detach().square().sum(1), (D,)),
+        measured="y",
+    ),
+    "a prior": lambda: stk.posterior(
+        stk.Diffusion(lambda x, t, label: network(x, t, label) + x.detach(), (D,), PATH, "noise"),
+        stk.LinearGaussian(A, "y", 0.5),
+        "dps",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", UNSEEN)
+def test_what_autograd_does_not_see_is_told_also_after_a_question_of_no_rows(name):
+    field = UNSEEN[name]()
+    cond = {"label": LABEL, "y": MEASURED}
+    field.denoise(X[:0], TIMES[:0], **{key: value[:0] for key, value in cond.items()})
+    with pytest.raises(stk.InvalidArgument, match=r"autograd|derivative|gradient"):
+        field.denoise(X, TIMES, **cond)

@@ -244,7 +244,7 @@ def page(known: dict[str, list[Any]]) -> str:
         "(`python -m tests.mutants.search`), the tenth those of samples by hand and by program of places that no",
         "edit before had touched, the eleventh the killed ones of one more sample by hand, the twelfth those that survived",
         "at first of the next, with relatives of theirs elsewhere, the thirteenth those of one of `core` and `run` alone,",
-        "the fourteenth those of two of all other rooms.",
+        "the fourteenth those of two of all other rooms, the fifteenth those of one of all rooms.",
         "",
         "| round | package | killed | not asked |",
         "|---|---|---:|---:|",
