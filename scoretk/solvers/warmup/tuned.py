@@ -341,7 +341,7 @@ class Tuned:
             InvalidArgument: Where the shapes of these do not fit the state.
         """
         state = self.solver.init(field, x, noise)
-        own = {name: getattr(state, name) for name in state.shared - {"step"}}
+        own = {name: getattr(state, name) for name in sorted(state.shared - {"step"})}
         shapes = {name: tuple(value.shape) for name, value in own.items()}
         given = {name: tuple(value.shape) for name, value in self.values.items()}
         if given != shapes:
