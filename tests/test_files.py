@@ -435,6 +435,20 @@ class TestPlaces:
         run(path)
         assert stat.S_IMODE(path.stat().st_mode) == mode
 
+    def test_what_another_process_has_cleared_meanwhile_keeps_nothing_else_there(
+        self, tmp_path, monkeypatch
+    ):
+        gone = subprocess.Popen([sys.executable, "-c", ""])
+        gone.wait()
+        (tmp_path / f".c.{gone.pid}.tmp").write_bytes(b"part")
+        listed = os.listdir
+        (tmp_path / f".c.{gone.pid}.1.tmp").mkdir()
+        names = [".c.999999999.1.tmp", ".c.999999999.tmp"]  # of a process that is gone, and gone
+        monkeypatch.setattr(files.os, "listdir", lambda folder: [*names, *listed(folder)])
+        run(tmp_path / "c")
+        monkeypatch.undo()
+        assert os.listdir(tmp_path) == ["c"]
+
     def test_what_a_killed_run_left_is_cleared_and_that_of_a_living_one_is_not(self, tmp_path):
         gone = subprocess.Popen([sys.executable, "-c", ""])
         gone.wait()

@@ -5,6 +5,8 @@ two things of which either may be the odd one, things that hold themselves, smal
 import copy
 import dataclasses
 import math
+from functools import partial, wraps
+from types import MethodType
 
 import numpy as np
 import pytest
@@ -13,12 +15,17 @@ from torch import distributions as td
 
 import scoretk as stk
 from scoretk import diagnostics, learn
+from scoretk.core import devices
+from scoretk.core.devices import on
 from scoretk.diagnostics import summary
 from scoretk.diagnostics.weights import weights
 from scoretk.fields.alike import alike
+from scoretk.fields.base import plain_base
 from scoretk.fields.derivatives import check_derivative
 from scoretk.fields.fingerprint import APART as APART_BY_DEVICE
 from scoretk.fields.fingerprint import CLOSE, FLOOR, closeness, same
+from scoretk.fields.foreign import library_of
+from scoretk.fields.resolve import resolve
 from scoretk.inference import beginning, likelihood, partition
 from tests.laws.test_fields import ALL_PATHS, Bag
 from tests.recorded import randn
@@ -621,3 +628,131 @@ def test_what_does_not_depend_on_x_does_not_diverge(apart, differentiable, probe
     torch.testing.assert_close(
         divergence.detach(), torch.zeros(1 if probes == "exact" else 5, 4).double()
     )
+
+
+# --- what is wrapped, however often ------------------------------------------------------------------------------
+
+
+def of_a_library(x, *more):
+    """A function that closes over nothing and uses numpyro by its globals."""
+    return numpyro(x)
+
+
+numpyro = type("handlers", (), {"__module__": "numpyro.handlers"})
+
+
+class Holder:
+    ask = of_a_library
+
+
+WRAPPED = {
+    "itself": of_a_library,
+    "a partial": partial(of_a_library, 1),
+    "a partial of a partial": partial(partial(of_a_library, 1), k=2),
+    "a method": Holder().ask,
+    "a partial of a method": partial(Holder().ask, 1),
+    "a method of a partial": MethodType(partial(of_a_library, 1), 3),
+    "a wrapper": wraps(of_a_library)(lambda *given: given),
+}
+
+
+@pytest.mark.parametrize("name", WRAPPED)
+def test_the_library_of_a_function_is_seen_however_it_is_wrapped(name):
+    assert library_of(WRAPPED[name]) == "numpyro"
+    assert library_of(partial(partial(math.sin, 1), 2)) == ""
+
+
+@pytest.mark.parametrize("form", [(), (4,), (4, 1, 1), (4, 6, 2)])
+def test_where_trajectories_diverged_is_told_of_reports_a_draw_alone(form):
+    """Of each draw one; of others, such as their mean a chain, no draw is."""
+    x, status = randn(4, 6, 2), torch.zeros(4, dtype=torch.int64)
+    every = (torch.arange(24).reshape(4, 6) % 5 == 0).double()
+
+    def divergent(report):
+        stats = {} if report is None else {"diverging": report}
+        draws = stk.Draws(x=x, final=x[:, -1], status=status, failed_at=status - 1, stats=stats)
+        return draws.divergent
+
+    for report in (None, torch.ones(form)):
+        assert divergent(report).shape == (0, 2)
+    assert torch.equal(divergent(every), x[every > 0])
+
+
+@pytest.mark.parametrize("states", [(0.0, 1.0), (-1.0, 0.0, 2.0), "one-hot"])
+@pytest.mark.parametrize("shape", [(2,), (1, 3), (2, 2)])
+def test_the_uniform_law_of_states_is_a_law(states, shape):
+    """All states have one density, and these sum to 1; what is drawn is a state."""
+    if states == "one-hot":
+        each, sites = torch.eye(shape[-1]), shape[:-1]
+    else:
+        each, sites = torch.tensor(states), shape
+    n = math.prod(sites)
+    rows = torch.cartesian_prod(*[torch.arange(len(each))] * n).reshape(-1, n)
+    x = each[rows].reshape(-1, *shape)
+    if states == "one-hot" and shape[-1] < 2:
+        return
+    law = plain_base(stk.Discrete(energy_of(shape), states))
+    assert law.energy(x).tolist() == [0.0] * len(x)
+    assert torch.equal(law.score(x), torch.zeros_like(x))
+    torch.testing.assert_close(law.log_prob(x).exp().sum(), torch.tensor(1.0))
+    drawn = law.draw(50, stk.Noise(3, 50)).to(x)
+    assert bool((drawn[:, None] == x).flatten(2).all(2).any(1).all())
+
+
+class Wrong(Exception):
+    """What a user's function raises."""
+
+
+def failing(x, *t, k):
+    raise Wrong("said so")
+
+
+class Theirs:
+    """A field of a user's class, which notes nothing itself."""
+
+    event_shape = (2,)
+
+    def energy(self, x, k):
+        return failing(x, k=k)
+
+    def score(self, x, k):
+        return failing(x, k=k)
+
+
+@pytest.mark.parametrize("answer", ["energy", "score"])
+def test_an_error_of_a_users_class_tells_the_conditions_that_are_bound(answer):
+    asked = resolve(Theirs(), {answer}, {"k": torch.ones(3, 5)})
+    with pytest.raises(Wrong) as found:
+        getattr(asked, answer)(torch.zeros(3, 2))
+    assert "k of shape (3, 5)" in " ".join(found.value.__notes__)
+
+
+@pytest.mark.parametrize("bound", [True, False])
+@pytest.mark.parametrize("answer", ["energy", "score", "velocity", "denoise"])
+def test_an_error_tells_the_conditions_that_a_function_was_given(answer, bound):
+    """Also those that are bound before it is asked."""
+    x, given = torch.zeros(3, 2), {"k": torch.ones(3, 5)}
+    if answer == "energy":
+        field, at = stk.Energy(failing, (2,)), ()
+    elif answer == "score":
+        field, at = stk.Score(failing, (2,)), ()
+    else:
+        field, at = stk.Diffusion(failing, (2,), stk.VP(), "noise"), (0.5,)
+    asked = resolve(field, {answer}, given) if bound else field
+    with pytest.raises(Wrong) as found:
+        getattr(asked, answer)(x, *at, **({} if bound else given))
+    assert "k of shape (3, 5)" in " ".join(found.value.__notes__)
+
+
+def test_copies_are_noted_within_the_context_alone():
+    """Of each constant the count of writes to it and the copy; in another context within none of the first."""
+    far, made = torch.device("meta"), [torch.ones(n) for n in (1, 2, 3, 4)]
+    with devices.copies_noted() as first:
+        on(made[0], far)
+        with devices.copies_noted() as second:
+            on(made[1], far)
+        on(made[2], far)
+    on(made[3], far)
+    assert [len(constant) for constant, _, _ in first] == [1, 3]
+    assert [len(constant) for constant, _, _ in second] == [2]
+    assert all(copy.device == far and count == constant._version for constant, count, copy in first)
