@@ -1,4 +1,4 @@
-"""What the compiler traces is what is computed: of noise, fields and steps, whose branches for graphs plain tensors take here."""
+"""What the compiler traces of noise and of fields is what is computed: plain tensors take the branches for graphs here."""
 
 import pytest
 import torch
@@ -6,19 +6,16 @@ from torch.utils._pytree import tree_leaves
 
 import scoretk as stk
 from scoretk.core.noise import Noise
-from scoretk.core.streams import Stream
-from scoretk.fields.resolve import offers, resolve
-from scoretk.solvers import EXAMPLES
-from tests.laws.test_recorded_runs import MEASURED, WELL
+from scoretk.fields.resolve import offers
 from tests.laws.test_rows_alone import FIELDS, LABEL, STATIC, TIMES, X
-from tests.laws.test_running import Bonded
+from tests.marks import as_traced
 
 
 def traced(monkeypatch, ask):
     """The answer as it is, and as it is where the compiler traces it."""
     plain = ask()
     with monkeypatch.context() as patch:
-        patch.setattr(torch.compiler, "is_compiling", lambda: True)
+        as_traced(patch)
         return plain, ask()
 
 
@@ -73,22 +70,3 @@ def variables():
     return stk.Energy(
         lambda mu, share, label: mu.square().sum(1) + label * share[:, 0], variables=space
     )
-
-
-@pytest.mark.parametrize("name", EXAMPLES)
-def test_two_steps(monkeypatch, name):
-    solver, noise = EXAMPLES[name], Noise(5, 8, dtype=torch.float64)
-    of_sites = "states" in solver.needs
-    field = Bonded() if of_sites else MEASURED if solver.timed is not False else WELL
-    bound = resolve(field, solver.needs, timed=solver.timed)
-    x = torch.ones(8, 3).double() if of_sites else noise.normal(0, Stream.START, (3,))
-    start = solver.init(bound, x, noise)
-
-    def ask():
-        state, found = start, []
-        for _ in range(2):
-            state, info = solver.step(bound, state, noise)
-            found += [tuple(state), info]
-        return found
-
-    same(*traced(monkeypatch, ask))
