@@ -15,7 +15,7 @@ from tests.recorded import or_error, randn, recorded
 
 D = 3
 POSITIVE = td.constraints.positive
-FEW = {"chains": 16, "levels": 3, "pilot": 16, "check": False}
+FEW = {"chains": 8, "levels": 2, "pilot": 16, "check": False}
 
 
 def quadratic(x):
