@@ -1,6 +1,4 @@
-"""Which cases of a test run each time, and which with `-m slow` only; and how a test is seen by the package."""
-
-from functools import cache
+"""Which cases of a test run each time, and which with `-m slow` only."""
 
 import pytest
 
@@ -39,21 +37,3 @@ def named(case):
 def slow_unless(cases, kinds):
     """The same where the quick ones are the instances of these classes."""
     return [c if isinstance(c, kinds) else pytest.param(c, marks=pytest.mark.slow) for c in cases]
-
-
-@cache
-def compiler_begun():
-    """Let torch's compiler look up its own functions, which it does once in a process."""
-    import torch  # which not every process that reads this needs
-
-    asked = torch.compile(lambda x: x + torch.compiler.is_compiling(), backend="eager")
-    assert asked(torch.zeros(1)).tolist() == [1.0]
-
-
-def as_traced(monkeypatch, traced=True):
-    """Let the package believe that torch's compiler traces it, or not.
-
-    Were the compiler first used within that, it would not know its own `is_compiling` in any later test of the process.
-    """
-    compiler_begun()
-    monkeypatch.setattr("torch.compiler.is_compiling", lambda: traced)

@@ -17,7 +17,6 @@ from scoretk.run.capture import compiled_for, on_data
 from scoretk.solvers.base import as_data, is_grid, traits
 from scoretk.solvers.warmup.tuned import Before, Tuned
 from tests.laws.test_settings import SETTINGS, SITES, STATIC, TIMED, D, N
-from tests.marks import as_traced
 
 LENGTHS = {"leapfrogs"}
 """How often something is done one after another within a step, which is what a graph is of."""

@@ -29,7 +29,6 @@ from scoretk.fields.resolve import resolve
 from scoretk.fields.states import check_states, labels, pick, uniform_states
 from scoretk.fields.supports import bijection, ordered
 from scoretk.models.targets.mixture import GaussianMixture, gaussian
-from tests.marks import as_traced
 
 TIMES = (0.07, 0.31, 0.47, 0.83)
 BETAS = (0.3, 12.0)

@@ -8,14 +8,16 @@ import scoretk as stk
 from scoretk.core.noise import Noise
 from scoretk.fields.resolve import offers
 from tests.laws.test_rows_alone import FIELDS, LABEL, STATIC, TIMES, X
-from tests.marks import as_traced
+
+
+pytestmark = pytest.mark.usefixtures("compiler_begun")
 
 
 def traced(monkeypatch, ask):
     """The answer as it is, and as it is where the compiler traces it."""
     plain = ask()
     with monkeypatch.context() as patch:
-        as_traced(patch)
+        patch.setattr(torch.compiler, "is_compiling", lambda: True)
         return plain, ask()
 
 
