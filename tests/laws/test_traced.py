@@ -9,7 +9,6 @@ from scoretk.core.noise import Noise
 from scoretk.fields.resolve import offers
 from tests.laws.test_rows_alone import FIELDS, LABEL, STATIC, TIMES, X
 
-
 pytestmark = pytest.mark.usefixtures("compiler_begun")
 
 
