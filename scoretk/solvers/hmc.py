@@ -351,7 +351,8 @@ class ChEES(Hamiltonian):
         """
         size, time = float(state.step_size), 2 * halton(int(state.step)) * float(state.length)
         eps = size if shorter is None else across(size * shorter, state.x)
-        return *self._counted(field, state, noise, eps, self._leapfrogs(time, size)), time
+        leapfrogs = self._leapfrogs(time, size)
+        return *self._counted(field, state, noise, eps, leapfrogs), leapfrogs * size
 
     def _leapfrogs(self, time: float, size: float) -> int:
         return min(max(math.ceil(time / size), 1), self.most)

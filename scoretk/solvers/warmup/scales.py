@@ -161,6 +161,12 @@ def fisher_scales(window: Window, before: Tensor) -> tuple[Window, Tensor, Tenso
     return emptied, torch.where(found.isfinite() & (found > 0), found, before), spread
 
 
+def mean_growth(before: Tensor, after: Tensor, dense: bool) -> float:
+    """The geometric mean of how much longer each entry of a scale, of a factor's diagonal, became."""
+    ratio = after.diagonal() / before.diagonal() if dense else after / before
+    return float(ratio.log().mean().exp())
+
+
 @dataclass(frozen=True)
 class Scales(Unmeasured):
     """Learns the state's `scale`, a diagonal or a Cholesky factor.
@@ -201,7 +207,7 @@ class Scales(Unmeasured):
         else:
             memory, spread = scales(memory, "dense" if self._dense else "diagonal", before)
             after = before if self.metric == "none" else spread
-        grown = float((self._diagonal(after) / self._diagonal(before)).log().mean().exp())
+        grown = mean_growth(before, after, self._dense)
         shrunk = {name: getattr(state, name) / grown for name in self.lengths}
         change = Change(before, after, spread, came_far=lesson.came_far)
         return state._replace(scale=after, **shrunk), memory, change
@@ -213,6 +219,3 @@ class Scales(Unmeasured):
     def _seen(self, state: Any) -> Tensor:
         """What windows are made of: the draws, and with "fisher" the gradients beside them."""
         return torch.stack([state.x, state.grad], 1) if self.metric == "fisher" else state.x
-
-    def _diagonal(self, scale: Tensor) -> Tensor:
-        return scale.diagonal() if self._dense else scale
