@@ -148,7 +148,7 @@ def trajectories(n, d, seed=0):
 
 
 def test_the_slope_of_chees_is_weighted_by_acceptance():
-    """In the direction v: `t G F'(b) p / 2 - G^2 / 4`, G = F(b) - F(a), a and b about the means, in the mean over what is accepted."""
+    """In the direction v: `t G F'(b) p / 2 - G^2 / 4`, G = F(b) - F(a), a and b about the means; weighted by what is accepted."""
     n, d, time = 7, 3, 0.9
     x, ahead, p = trajectories(n, d)
     scale = np.array([0.5, 1.0, 2.0])
@@ -178,7 +178,7 @@ def test_the_slope_of_chees_is_weighted_by_acceptance():
 
 
 def test_the_slope_of_chees_is_that_of_its_criterion():
-    """A quarter of the mean squared change of the bounded square of the projection, per time: differentiated by hand it is the rise."""
+    """A quarter of the mean square change of the projection's bounded square, per time: differentiated by hand it is the rise."""
     n, d = 400, 2
     x, _, p = trajectories(n, d, 3)
     v = np.array([0.6, 0.8])
