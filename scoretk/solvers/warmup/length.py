@@ -5,7 +5,7 @@ square along the slowest direction v, a unit of time:
 
     C(T) / T,    C = mean_c a_c G_c^2 / 4,    G_c = F(<v, x'_c - m'>) - F(<v, x_c - m>),
 
-    F(y) = y^2 / (1 + y^2 / s^2),
+    F(y) = y^2 / (1 + y^2 / (5 s^2)),
 
 whose gradient in log T is proportional to
 
@@ -16,7 +16,7 @@ proposals, a_c the acceptance probabilities, m and m' means over chains, t_n the
 trajectory, and v the first principal component (by power iteration over the steps), s^2 the
 variance of the chains along it, all in scaled space. (The literature has F(y) = y^2, where the few
 chains far out in a heavy tail are nearly all of the mean, and trajectories as long as theirs are
-what all take: on Neal's funnel six times as long as serves the neck.) `Spread` takes the length
+what all take: on Neal's funnel many times as long as serves the neck.) `Spread` takes the length
 from the root of the summed variances, `Multiple` from the step size.
 
 `Decorrelation` takes it from how soon positions decorrelate. In a window of T steps of size eps let
@@ -66,12 +66,17 @@ __all__ = [
 ]
 
 MEMORY = 0.9
-STRETCH = 1.6
+STRETCH = 1.44
 """How much longer trajectories are after warmup than at the maximum of the criterion. That looks at
 squares only, and bounded ones, which decorrelate sooner; along a Gaussian direction means and
-squares together have the most effective draws a gradient at 1.6 times that length.
+squares together have the most effective draws a gradient at 1.44 times that length.
 """
-OF_DEVIATION = 0.68
+BOUND = 5.0
+"""The bound of the square, in variances.
+
+Much below it hides what is slow along a bent valley, far above it a heavy tail decides.
+"""
+OF_DEVIATION = 0.76
 """The criterion's maximum along a Gaussian direction, over the standard deviation there."""
 FIRST_LEAPFROGS = 2
 """The length, in steps, of the first trajectories after an approach."""
@@ -116,9 +121,9 @@ class TimedTrajectory(NamedTuple):
     time: float
 
 
-def bounded_square(y: Tensor, variance: Tensor) -> Tensor:
-    """y^2 where it is well below the variance, which it nowhere exceeds."""
-    return y.square() / (1 + y.square() / variance)
+def bounded_square(y: Tensor, bound: Tensor) -> Tensor:
+    """y^2 where it is well below the bound, which it nowhere exceeds."""
+    return y.square() / (1 + y.square() / bound)
 
 
 @dataclass(frozen=True)
@@ -262,9 +267,9 @@ class SquaredJumps:
             memory.slowest
         )
         a, b, p = x @ along, ahead @ along, momentum.reshape(len(x), -1) @ along
-        variance = a.square().sum() / n
-        gain = bounded_square(b, variance) - bounded_square(a, variance)
-        steepness = b / (1 + b.square() / variance).square()  # half of the bounded square's slope
+        bound = BOUND * a.square().sum() / n
+        gain = bounded_square(b, bound) - bounded_square(a, bound)
+        steepness = b / (1 + b.square() / bound).square()  # half of the bounded square's slope
         rise = seen.time * gain * steepness * p - gain.square() / 4
         slope = (accept * rise).mean() / accept.mean()
         sound = slowest.isfinite().all() & (n > 1)
@@ -276,7 +281,8 @@ class SquaredJumps:
     ) -> tuple[Ascent, float]:
         """A step of Adam on log T: the memory after it, and T.
 
-        After the last step of warmup T is `STRETCH` times the exponential of the averaged log T.
+        A trajectory takes T and half a step in the mean, as its number of steps is rounded up. After
+        the last step of warmup that is `STRETCH` times what it is for the averaged log T.
         """
         first, second, n, average = memory.ascent.tolist()
         if math.isfinite(slope) and slope:
@@ -284,12 +290,14 @@ class SquaredJumps:
             first, second = 0.9 * first + 0.1 * slope, 0.95 * second + 0.05 * slope**2
             rise = first / (1 - 0.9**n) / (math.sqrt(second / (1 - 0.95**n)) + 1e-300)
             log_length = math.log(length) + self.learning_rate * rise
-            log_length = min(max(log_length, math.log(size)), math.log(size * self.most / 2))
+            log_length = min(max(log_length, math.log(size / 2)), math.log(size * self.most / 2))
             weight = (n + 1) ** -0.5
             average = (1 - weight) * average + weight * log_length
             length = math.exp(log_length)
         ascent = torch.tensor([first, second, n, average], dtype=torch.float64)
-        return memory._replace(ascent=ascent), STRETCH * math.exp(average) if last else length
+        if last:
+            length = STRETCH * (math.exp(average) + size / 2) - size / 2
+        return memory._replace(ascent=ascent), length
 
 
 @dataclass(frozen=True)
