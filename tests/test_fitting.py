@@ -89,6 +89,9 @@ OBJECTIVES = itertools.count(1)
 
 
 class TestResume:
+    @pytest.mark.filterwarnings(
+        "ignore:held_out"
+    )  # of contrastive divergence: what is kept is not asked here
     @pytest.mark.thorough
     @pytest.mark.parametrize("recipe", slow_but([WHOLE, PARTED], PARTED), ids=["whole", "parts"])
     @pytest.mark.parametrize("kind", KINDS)
@@ -253,6 +256,9 @@ def test_an_optimiser_that_asks_again_meets_the_same_noise():
 
 
 class TestSeveralProcesses:
+    @pytest.mark.filterwarnings(
+        "ignore:held_out"
+    )  # of contrastive divergence: what is kept is not asked here
     @pytest.mark.thorough
     @pytest.mark.parametrize("kind", KINDS)
     def test_they_end_with_the_weights_of_one_process_on_the_joined_batch(self, folder, kind):
@@ -263,6 +269,9 @@ class TestSeveralProcesses:
         if kind != "deterministic":  # the test can fail: other noise is seen
             assert not near(ours, KINDS[kind](replace(PARTED, parts=3)).weights)
 
+    @pytest.mark.filterwarnings(
+        "ignore:held_out"
+    )  # of contrastive divergence: what is kept is not asked here
     @pytest.mark.thorough
     @pytest.mark.parametrize("kind", ["noisy", "contrastive", "game"])
     def test_their_checkpoint_serves_one_process(self, folder, kind):
@@ -337,6 +346,9 @@ class TestPlayers:
 
 
 class TestHealth:
+    @pytest.mark.filterwarnings(
+        "ignore:held_out"
+    )  # of contrastive divergence: what is kept is not asked here
     @pytest.mark.thorough
     def test_contrastive_divergence_tells_gap_acceptance_age_and_failures(self):
         told = []

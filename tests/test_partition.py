@@ -210,6 +210,7 @@ NARROW = (Funnel(3, 3.0), 1.5 * math.log(2 * math.pi) + math.log(3))
 
 
 # Each is off by several of its standard errors, which are below .15, and draws agree with the short run.
+@pytest.mark.filterwarnings("ignore:log_partition. at")  # a kernel that mixes slowly is told too
 @pytest.mark.parametrize(
     ("target", "run"),
     [
@@ -222,7 +223,8 @@ def test_a_base_made_of_a_run_that_explores_slowly_is_told(target, run):
     field, truth = target
     with pytest.warns(UserWarning, match="explores slowly") as told:
         estimate = stk.log_partition(field, method="smc", kernel=OF_ONE_SIZE, **run)
-    assert [str(w.message) for w in told if "explores slowly" not in str(w.message)] == []
+    others = [str(w.message) for w in told if "explores slowly" not in str(w.message)]
+    assert all("had not forgotten" in message for message in others), others
     assert estimate.status == stk.Status.UNTRUSTED
     assert z_score(estimate, truth) < -4
 
