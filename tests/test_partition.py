@@ -207,15 +207,15 @@ HEAVY = (  # Student's t of one degree of freedom, in five dimensions together
     math.lgamma(0.5) + 2.5 * math.log(math.pi) - math.lgamma(3),
 )
 NARROW = (Funnel(3, 3.0), 1.5 * math.log(2 * math.pi) + math.log(3))
+NARROWER = (Funnel(3, 4.0), 1.5 * math.log(2 * math.pi) + math.log(4))
 
 
 # Each is off by several of its standard errors, which are below .15, and draws agree with the short run.
-@pytest.mark.filterwarnings("ignore:log_partition. at")  # a kernel that mixes slowly is told too
 @pytest.mark.parametrize(
     ("target", "run"),
     [
         pytest.param(HEAVY, {"chains": 64, "pilot": 32, "seed": 2}, id="heavy"),
-        pytest.param(NARROW, {"chains": 256, "seed": 0}, id="narrow", marks=pytest.mark.thorough),
+        pytest.param(NARROWER, {"chains": 256, "seed": 2}, id="narrow", marks=pytest.mark.thorough),
     ],
 )
 def test_a_base_made_of_a_run_that_explores_slowly_is_told(target, run):
@@ -223,8 +223,7 @@ def test_a_base_made_of_a_run_that_explores_slowly_is_told(target, run):
     field, truth = target
     with pytest.warns(UserWarning, match="explores slowly") as told:
         estimate = stk.log_partition(field, method="smc", kernel=OF_ONE_SIZE, **run)
-    others = [str(w.message) for w in told if "explores slowly" not in str(w.message)]
-    assert all("had not forgotten" in message for message in others), others
+    assert [str(w.message) for w in told if "explores slowly" not in str(w.message)] == []
     assert estimate.status == stk.Status.UNTRUSTED
     assert z_score(estimate, truth) < -4
 
