@@ -658,6 +658,19 @@ def test_the_length_of_trajectories_goes_into_new_scales(dense, before, turned, 
     assert float(part.changed(state, unlearned, change)[0].length) == common
 
 
+@pytest.mark.parametrize("variance", [0.0, math.inf, math.nan])
+def test_a_deviation_that_no_number_holds_leaves_the_length_to_the_mean_growth(variance):
+    part, scale = length.SquaredJumps(0.025, 1000), torch.ones(2, dtype=torch.float64)
+    memory = length.Ascent(
+        torch.tensor([0.1, 0.2, 5.0, 0.3], dtype=torch.float64),
+        torch.tensor([variance, 0.0], dtype=torch.float64),
+    )
+    state = State(length=torch.tensor(0.7, dtype=torch.float64))
+    state, moved = part.changed(state, memory, Change(scale, 2 * scale, 2 * scale))
+    assert float(state.length) == pytest.approx(0.7)
+    assert float(moved.ascent[3]) == pytest.approx(0.3 - math.log(2))
+
+
 @pytest.mark.parametrize("most", [3, 1000])
 @pytest.mark.parametrize("ratio", [0.3, 1.0, 4.7])
 def test_the_time_of_a_trajectory_is_that_of_its_leapfrogs(ratio, most):

@@ -203,6 +203,8 @@ class SquaredJumps:
             moved: The memory in the new scales.
         """
         variance = float(moved.slowest.norm())
+        if not 0 < variance < math.inf:  # too small or too large for a square
+            return common
         along = before * math.sqrt(variance / float(memory.slowest.norm()))
         least, most = sorted((along, common))
         return min(max(OF_DEVIATION * math.sqrt(variance), least), most)
