@@ -24,7 +24,7 @@ def lesson(step=0, warmup=100, usual=None, before=None, seen=None, alive=None, *
     alive = torch.ones(len(accept), dtype=torch.bool) if alive is None else alive
     usual = torch.ones(len(accept), dtype=torch.bool) if usual is None else usual
     trial = Trial(info.pop("state", None), info, accept, seen)
-    return Lesson(before, trial, alive, usual, step, warmup, False)
+    return Lesson(before, trial, alive, usual, step, warmup)
 
 
 class State(SimpleNamespace):
@@ -274,7 +274,7 @@ def wandering(x, alive=None, windows=1):
     for step in range(warmup):
         ends = scales.window_end(step, warmup)[1]
         state.x = x[min(max(step - 15, 0), len(x) - 1)]
-        lesson = Lesson(None, None, alive, alive, step, warmup, False)
+        lesson = Lesson(None, None, alive, alive, step, warmup)
         state, memory, change = part.learn(state, memory, lesson)
         assert change is None
         if ends:

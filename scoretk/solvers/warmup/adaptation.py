@@ -203,8 +203,7 @@ class Adaptation:
         learned = learned._replace(idle=next_idle(learned.idle, trial.accept))
         if not learned.parts:
             return trial.state, trial.info, learned
-        came_far = bool(learned.way) and all_and_any(learned.way[0])[1]
-        lesson = Lesson(state, trial, at.alive, usual, at.number, at.warmup, came_far, at.all_alive)
+        lesson = Lesson(state, trial, at.alive, usual, at.number, at.warmup, at.all_alive)
         memories, measured = self._measured(learned.parts, lesson)
         state = trial.state
         for i, (part, numbers) in enumerate(zip(self.parts, measured, strict=True)):

@@ -22,7 +22,7 @@ from torch.nn.functional import pad
 
 from scoretk.core.devices import wide
 from scoretk.fields.protocols import NoiseSource
-from scoretk.solvers.warmup.learning import Change, Lesson, mean_where
+from scoretk.solvers.warmup.learning import Change, Lesson, PartDefaults, mean_where
 
 __all__ = ["TemperatureLadder", "even_ladder", "window_ends"]
 
@@ -67,7 +67,7 @@ def window_ends(step: int, warmup: int) -> bool:
 
 
 @dataclass(frozen=True)
-class TemperatureLadder:
+class TemperatureLadder(PartDefaults):
     """Learns the state's `inverse_temperatures` from the probabilities that neighbours swap.
 
     The kernel gives these, `(chains, K - 1)`, as `Trial.seen`.
@@ -102,7 +102,3 @@ class TemperatureLadder:
             Rejections(*(0 * v for v in memory)),
             Change(),
         )
-
-    def changed(self, state: Any, memory: Rejections, change: Change) -> tuple[Any, Rejections]:
-        """As `Part.changed`."""
-        return state, memory

@@ -17,7 +17,16 @@ from scoretk.core.rows import across
 from scoretk.fields.protocols import NoiseSource
 from scoretk.solvers.base import Info
 
-__all__ = ["Change", "Lesson", "Part", "Trial", "Unmeasured", "counted_of", "mean_where"]
+__all__ = [
+    "Change",
+    "Lesson",
+    "Nothing",
+    "Part",
+    "PartDefaults",
+    "Trial",
+    "counted_of",
+    "mean_where",
+]
 
 
 class Trial(NamedTuple):
@@ -47,7 +56,6 @@ class Lesson:
         usual: Like `trial.accept`, of bool: those of them that took a step of the common size.
         step: The number of the step in warmup, from 0.
         warmup: How many steps warmup has.
-        came_far: Whether the chains began with steps of their own (`warmup.approach`).
         all_alive: Whether the host knows that all chains are well.
         measured: What the part that learns has measured of the step (`Part.measure`), as it was read
             with what the others have; None where it was not.
@@ -59,7 +67,6 @@ class Lesson:
     usual: Tensor
     step: int
     warmup: int
-    came_far: bool
     all_alive: bool = False
     measured: tuple[float, ...] | None = None
 
@@ -89,14 +96,12 @@ class Change(NamedTuple):
         spread: The scales that the window found, whether or not they become the kernel's: standard
             deviations like an event, or a Cholesky factor.
         arrived: Whether the approach has ended with this step.
-        came_far: Whether there was an approach.
     """
 
     before: Tensor | None = None
     after: Tensor | None = None
     spread: Tensor | None = None
     arrived: bool = False
-    came_far: bool = False
 
 
 class Part(Protocol):
@@ -131,12 +136,26 @@ class Part(Protocol):
         """State and memory after a change that this part, another or the approach has made."""
 
 
-class Unmeasured:
-    """What parts share that the host tells all that they need."""
+class Nothing(NamedTuple):
+    """The memory of a part that remembers nothing."""
+
+
+class PartDefaults:
+    """The methods of a `Part` that remembers nothing, measures nothing and changes nothing."""
+
+    def begin(
+        self, kernel: Any, field: Any, state: Any, noise: NoiseSource, alive: Tensor
+    ) -> tuple[Any, Any, int]:
+        return state, Nothing(), 0
 
     def measure(self, memory: Any, lesson: Lesson) -> tuple[Any, tuple[Tensor, ...]]:
-        """As `Part.measure`: nothing."""
         return memory, ()
+
+    def learn(self, state: Any, memory: Any, lesson: Lesson) -> tuple[Any, Any, Change | None]:
+        return state, memory, None
+
+    def changed(self, state: Any, memory: Any, change: Change) -> tuple[Any, Any]:
+        return state, memory
 
 
 def counted_of(values: Tensor, counted: Tensor) -> Tensor:

@@ -50,7 +50,7 @@ from torch import Tensor
 from scoretk.core.devices import wide, widest
 from scoretk.fields.protocols import NoiseSource
 from scoretk.solvers.parts.leapfrog import Trajectory, stretch, unstretch
-from scoretk.solvers.warmup.learning import Change, Lesson, Unmeasured, counted_of
+from scoretk.solvers.warmup.learning import Change, Lesson, Nothing, PartDefaults, counted_of
 from scoretk.solvers.warmup.scales import mean_growth, window_end
 from scoretk.solvers.warmup.step_size import number
 
@@ -58,7 +58,6 @@ __all__ = [
     "Ascent",
     "Decorrelation",
     "Multiple",
-    "Nothing",
     "Spread",
     "SquaredJumps",
     "TimedTrajectory",
@@ -108,10 +107,6 @@ class Wandering(NamedTuple):
     between: Tensor
     step_size: Tensor
     windows: Tensor
-
-
-class Nothing(NamedTuple):
-    """The empty memory of a part that learns from the state alone."""
 
 
 class TimedTrajectory(NamedTuple):
@@ -303,7 +298,7 @@ class SquaredJumps:
 
 
 @dataclass(frozen=True)
-class Spread(Unmeasured):
+class Spread(PartDefaults):
     """Learns the state's `length` as a multiple of the root of the summed variances.
 
     The variances are those that a window found, in scaled space.
@@ -313,18 +308,6 @@ class Spread(Unmeasured):
     """
 
     factor: float = 1.0
-
-    def begin(
-        self, kernel: Any, field: Any, state: Any, noise: NoiseSource, alive: Tensor
-    ) -> tuple[Any, Nothing, int]:
-        """As `Part.begin`."""
-        return state, Nothing(), 0
-
-    def learn(
-        self, state: Any, memory: Nothing, lesson: Lesson
-    ) -> tuple[Any, Nothing, Change | None]:
-        """As `Part.learn`: nothing, until a window has ended."""
-        return state, memory, None
 
     def changed(self, state: Any, memory: Nothing, change: Change) -> tuple[Any, Nothing]:
         """As `Part.changed`."""
@@ -336,7 +319,7 @@ class Spread(Unmeasured):
 
 
 @dataclass(frozen=True)
-class Decorrelation(Unmeasured):
+class Decorrelation(PartDefaults):
     """Learns the state's `length` from how soon positions decorrelate.
 
     A single chain has nothing to be compared with: its length is that of `Spread`.
@@ -377,14 +360,14 @@ class Decorrelation(Unmeasured):
         steps = float((memory.between / wide(change.spread).square()).mean())
         if float(memory.windows) < 2 or not math.isfinite(steps):
             return Spread().changed(state, Nothing(), change)[0], memory
-        grown = float((change.after / change.before).log().mean().exp())
+        grown = mean_growth(change.before, change.after, dense=False)
         decorrelated = float(memory.step_size) * max(steps, 1.0)
         length = math.sqrt(float(state.length) * self.factor * decorrelated) / grown
         return state._replace(length=number(length)), memory
 
 
 @dataclass(frozen=True)
-class Multiple(Unmeasured):
+class Multiple(PartDefaults):
     """Keeps the state's `length` at a fixed number of steps.
 
     Args:
@@ -392,12 +375,6 @@ class Multiple(Unmeasured):
     """
 
     steps: int
-
-    def begin(
-        self, kernel: Any, field: Any, state: Any, noise: NoiseSource, alive: Tensor
-    ) -> tuple[Any, Nothing, int]:
-        """As `Part.begin`."""
-        return state, Nothing(), 0
 
     def learn(
         self, state: Any, memory: Nothing, lesson: Lesson

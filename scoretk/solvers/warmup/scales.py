@@ -33,7 +33,7 @@ from torch import Tensor
 
 from scoretk.core.devices import wide, widest
 from scoretk.fields.protocols import NoiseSource
-from scoretk.solvers.warmup.learning import Change, Lesson, Unmeasured
+from scoretk.solvers.warmup.learning import Change, Lesson, PartDefaults
 
 __all__ = [
     "METRICS",
@@ -168,7 +168,7 @@ def mean_growth(before: Tensor, after: Tensor, dense: bool) -> float:
 
 
 @dataclass(frozen=True)
-class Scales(Unmeasured):
+class Scales(PartDefaults):
     """Learns the state's `scale`, a diagonal or a Cholesky factor.
 
     Args:
@@ -209,12 +209,7 @@ class Scales(Unmeasured):
             after = before if self.metric == "none" else spread
         grown = mean_growth(before, after, self._dense)
         shrunk = {name: getattr(state, name) / grown for name in self.lengths}
-        change = Change(before, after, spread, came_far=lesson.came_far)
-        return state._replace(scale=after, **shrunk), memory, change
-
-    def changed(self, state: Any, memory: Window, change: Change) -> tuple[Any, Window]:
-        """As `Part.changed`: changes leave a window as it is."""
-        return state, memory
+        return state._replace(scale=after, **shrunk), memory, Change(before, after, spread)
 
     def _seen(self, state: Any) -> Tensor:
         """What windows are made of: the draws, and with "fisher" the gradients beside them."""

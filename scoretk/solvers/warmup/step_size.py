@@ -28,7 +28,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -52,6 +52,8 @@ __all__ = [
 GAMMA, DELAY, DECAY = 0.2, 10.0, 0.75
 LEAST = 0.01
 MEMORY, MOST_CHANGE = 75, 64.0
+FIRST, TRIES = 0.1, 30
+"""The first step size tried, and how often it is doubled or halved at most."""
 
 
 class Averaging(NamedTuple):
@@ -130,19 +132,15 @@ def harmonic_acceptance(accept: Tensor, usual: Tensor, diverging: Tensor) -> Ten
     return (wide(sound.sum()) / wide(usual.sum()) / slowness).nan_to_num(0.0)
 
 
-def first_step_size(
-    accept: Callable[[float], float], target: float, start: float = 0.1, tries: int = 30
-) -> float:
+def first_step_size(accept: Callable[[float], float], target: float) -> float:
     """A step size within a factor of two of that at which the acceptance is the target.
 
     Args:
         accept: The acceptance at a step size, a falling function.
         target: The acceptance aimed at.
-        start: The first step size, which is then doubled or halved.
-        tries: How often, at most.
     """
-    size, rising = start, accept(start) > target
-    for _ in range(tries):
+    size, rising = FIRST, accept(FIRST) > target
+    for _ in range(TRIES):
         size = size * 2 if rising else size / 2
         if (accept(size) > target) != rising:
             break
@@ -189,15 +187,12 @@ class DualAveraging:
 
     Args:
         target: The acceptance aimed at, in (0, 1).
-        pooled: How the acceptance is pooled over chains, a name in `POOLS`: "mean", or "harmonic",
-            in which chains in narrow places weigh more, where a step size that suits the others is
-            rejected.
+        pooled: How the acceptance is pooled over chains: "mean", or "harmonic", in which chains in
+            narrow places weigh more, where a step size that suits the others is rejected.
     """
 
     target: float
     pooled: str = "mean"
-
-    POOLS: ClassVar[tuple[str, ...]] = ("mean", "harmonic")
 
     def begin(
         self, kernel: Any, field: Any, state: Any, noise: NoiseSource, alive: Tensor

@@ -247,6 +247,16 @@ class StepTuned(Tunable):
         return tunable.tuned_by(draws)
 
 
+def _of_solver(name: str) -> Any:
+    """The attribute of `Tuned` that is its solver's."""
+    return property(lambda self: getattr(self.solver, name))
+
+
+def _of_trait(name: str) -> Any:
+    """The attribute of `Tuned` that is what its solver says of itself, or the default of `Traits`."""
+    return property(lambda self: getattr(traits(self.solver), name))
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Tuned:
     """A solver, and the values, by name, of those leaves of its state that a warmup has tuned."""
@@ -264,75 +274,20 @@ class Tuned:
         }
         return f"{self.solver!r}.tuned_by({', '.join(f'{name}={value}' for name, value in shown.items())})"
 
-    @property
-    def needs(self) -> frozenset[str]:
-        """What the solver needs."""
-        return self.solver.needs
-
-    @property
-    def timed(self) -> bool | None:
-        """Whether the solver works on fields in time."""
-        return self.solver.timed
-
-    @property
-    def init_cost(self) -> Mapping[str, int]:
-        """What the solver's `init` costs."""
-        return self.solver.init_cost
-
-    @property
-    def step_cost(self) -> Mapping[str, int]:
-        """What each of the solver's steps costs."""
-        return self.solver.step_cost
-
-    @property
-    def varying(self) -> tuple[str, ...]:
-        """The kinds of the evaluations that the solver reports."""
-        return traits(self.solver).varying
-
-    @property
-    def reports(self) -> tuple[str, ...]:
-        """The names of the solver's statistics."""
-        return traits(self.solver).reports
-
-    @property
-    def capturable(self) -> bool:
-        """Whether the solver's step can be compiled or captured."""
-        return self.solver.capturable
-
-    @property
-    def capturable_ahead(self) -> Callable[[Any], Callable[[int], Any]] | None:
-        """What the solver's steps can be captured as, when it is known how long each is."""
-        return traits(self.solver).capturable_ahead
-
-    @property
-    def capturable_as_loop(self) -> bool:
-        """Whether the solver's step can be captured where a graph can hold loops."""
-        return traits(self.solver).capturable_as_loop
-
-    @property
-    def exact(self) -> bool:
-        """Whether the solver leaves its target as it is."""
-        return traits(self.solver).exact
-
-    @property
-    def temperature(self) -> float:
-        """The temperature at which the solver ends."""
-        return traits(self.solver).temperature
-
-    @property
-    def island(self) -> int:
-        """How many of the solver's neighbouring chains belong together."""
-        return traits(self.solver).island
-
-    @property
-    def times(self) -> Callable[[Any], Tensor] | None:
-        """The times of the solver's grid, where it has one in time."""
-        return traits(self.solver).times
-
-    @property
-    def start(self) -> Callable[[Any, Tensor, NoiseSource], Tensor]:
-        """What the solver makes of a field's start of chains."""
-        return traits(self.solver).start
+    needs = _of_solver("needs")
+    timed = _of_solver("timed")
+    init_cost = _of_solver("init_cost")
+    step_cost = _of_solver("step_cost")
+    capturable = _of_solver("capturable")
+    capturable_ahead = _of_trait("capturable_ahead")
+    capturable_as_loop = _of_trait("capturable_as_loop")
+    varying = _of_trait("varying")
+    reports = _of_trait("reports")
+    exact = _of_trait("exact")
+    temperature = _of_trait("temperature")
+    island = _of_trait("island")
+    times = _of_trait("times")
+    start = _of_trait("start")
 
     def init(self, field: Any, x: Tensor, noise: NoiseSource) -> Any:
         """The solver's state at x, with the tuned values.
