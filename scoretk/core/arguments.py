@@ -33,6 +33,7 @@ __all__ = [
     "flag",
     "flags",
     "float_dtype",
+    "fraction",
     "function",
     "integer",
     "is_integer",
@@ -115,6 +116,15 @@ def positive(name: str, value: Any) -> float:
     number = real(value)
     if number is None or not 0 < number < MOST:
         raise InvalidArgument(name, value, "a positive finite number")
+    return number
+
+
+def fraction(name: str, value: Any, interval: str = "[0, 1]") -> float:
+    """A number between 0 and 1, as a float; `interval` says whether the ends are allowed."""
+    number = real(value)
+    ends = {0.0: interval[0] == "[", 1.0: interval[-1] == "]"}
+    if number is None or not ends.get(number, 0 < number < 1):
+        raise InvalidArgument(name, value, f"a number in {interval}")
     return number
 
 

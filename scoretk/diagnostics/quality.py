@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from scoretk.core.arguments import finite
+from scoretk.core.arguments import fraction
 from scoretk.core.dependencies import required
 from scoretk.core.keywords import explained
 from scoretk.diagnostics.distances import sample_rows
@@ -136,7 +136,6 @@ def copies(x: Tensor, train: Tensor, held_out: Tensor, quantile: float = 0.01) -
         if data.shape[1:] != x.shape[1:]:
             raise InvalidArgument(name, data, f"the event shape of x, {tuple(x.shape[1:])}")
     ours, real = (torch.cdist(r, rows[1]).amin(1) for r in (rows[0], rows[2]))
-    if not 0 <= finite("quantile", quantile) <= 1:
-        raise InvalidArgument("quantile", quantile, "a share in [0, 1]")
+    fraction("quantile", quantile)
     limit = torch.quantile(real, quantile)
     return Copies(float(ours.mean()), float(real.mean()), float((ours < limit).double().mean()))

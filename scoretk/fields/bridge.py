@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from scoretk.core.arguments import finite
+from scoretk.core.arguments import fraction
 from scoretk.core.keywords import explained
 from scoretk.core.rows import across
 from scoretk.errors import InvalidArgument
@@ -184,8 +184,7 @@ def bridge(start: Any, end: Any, weight: float) -> Any:
         raise InvalidArgument(
             "end", tuple(end.event_shape), f"the event shape of start, {tuple(start.event_shape)}"
         )
-    if not 0 <= finite("weight", weight) <= 1:
-        raise InvalidArgument("weight", weight, "a number in [0, 1]")
+    fraction("weight", weight)
     space = shared_map("start", (start,))
     if space is not None:
         shared_map("start, end", (start, end))

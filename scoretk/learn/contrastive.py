@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from scoretk.core.anatomy import as_networks_take, check_place, left_as_found
-from scoretk.core.arguments import count, counts, finite, tensor_like
+from scoretk.core.arguments import count, counts, finite, fraction, tensor_like
 from scoretk.core.noise import Noise, derive
 from scoretk.core.rows import select_rows
 from scoretk.core.streams import Stream
@@ -65,9 +65,7 @@ class ReplayBuffer:
 
     def __init__(self, size: int, refresh: float = 0.05) -> None:
         self.size = count("size", size, least=1)
-        if not 0 <= finite("refresh", refresh) <= 1:
-            raise InvalidArgument("refresh", refresh, "a share in [0, 1]")
-        self.refresh = float(refresh)
+        self.refresh = fraction("refresh", refresh)
         self.samples: Tensor | None = None
         self.age = torch.zeros(self.size, dtype=torch.int64)
         self.lineage = torch.arange(self.size)

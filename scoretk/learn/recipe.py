@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
-from scoretk.core.arguments import counts, finite, option, positive
+from scoretk.core.arguments import counts, finite, fraction, option, positive
 from scoretk.errors import InvalidArgument
 
 __all__ = ["Fit", "Loss", "MakeOptimiser", "Numbers", "Player", "Progress", "Recipe"]
@@ -92,8 +92,7 @@ class Recipe:
         for name in ("learning_rate", "clip"):
             positive(name, getattr(self, name))
         for name in ("decay", "held_out"):
-            if not 0 <= finite(name, getattr(self, name)) < 1:
-                raise InvalidArgument(name, getattr(self, name), "a share in [0, 1)")
+            fraction(name, getattr(self, name), "[0, 1)")
         betas = self.betas if isinstance(self.betas, tuple | list) else ()
         if len(betas) != 2 or not all(0 <= finite("betas", beta) < 1 for beta in betas):
             raise InvalidArgument("betas", self.betas, "two shares in [0, 1)")

@@ -32,11 +32,10 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from scoretk.core.arguments import counts, finite, option, positive
+from scoretk.core.arguments import counts, fraction, option, positive
 from scoretk.core.rows import across
 from scoretk.core.scalars import is_zero
 from scoretk.core.streams import Stream
-from scoretk.errors import InvalidArgument
 from scoretk.fields.protocols import NoiseSource
 from scoretk.fields.resolve import StaticField
 from scoretk.solvers.base import Info
@@ -110,8 +109,7 @@ class Hamiltonian(Tunable):
         if self.step_size is not None:
             positive("step_size", self.step_size)
         option("metric", self.metric, METRICS)
-        if not 0 < finite("accept", self.accept) < 1:
-            raise InvalidArgument("accept", self.accept, "a rate between 0 and 1")
+        fraction("accept", self.accept, "(0, 1)")
 
     @property
     def _dense(self) -> bool:
@@ -231,8 +229,7 @@ class HMC(Stepping):
     def __post_init__(self) -> None:
         self._check()
         counts(self, leapfrogs=1)
-        if not 0 <= finite("jitter", self.jitter) < 1:
-            raise InvalidArgument("jitter", self.jitter, "a number in [0, 1)")
+        fraction("jitter", self.jitter, "[0, 1)")
 
     @property
     def step_cost(self) -> Mapping[str, int]:

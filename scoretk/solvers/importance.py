@@ -35,7 +35,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from scoretk.core.arguments import count, counts, finite, positive, tensor_like
+from scoretk.core.arguments import count, counts, finite, fraction, positive, tensor_like
 from scoretk.core.devices import wide, widest
 from scoretk.core.rows import select_rows
 from scoretk.core.streams import Stream
@@ -538,8 +538,7 @@ class SMC(Annealing):
     def __post_init__(self) -> None:
         super().__post_init__()
         counts(self, island=2)
-        if not 0 <= finite("threshold", self.threshold) <= 1:
-            raise InvalidArgument("threshold", self.threshold, "a share between 0 and 1")
+        fraction("threshold", self.threshold)
 
     def init(self, field: StaticField, x: Tensor, noise: NoiseSource) -> AISState:
         check_islands(self.island, x, noise)

@@ -67,7 +67,7 @@ from typing import ClassVar, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from scoretk.core.arguments import counts, finite, option, positive
+from scoretk.core.arguments import counts, finite, fraction, option, positive
 from scoretk.core.rows import across, finite_rows, log_add_exp, row_dot, select_rows
 from scoretk.core.scalars import is_zero
 from scoretk.core.streams import Stream
@@ -469,10 +469,8 @@ class AdjustedMCLMC(_Isokinetic):
                     self.length,
                     "None together with leapfrogs, which makes it N times eps",
                 )
-        if not 0 <= finite("jitter", self.jitter) < 1:
-            raise InvalidArgument("jitter", self.jitter, "a number in [0, 1)")
-        if not 0 < finite("accept", self.accept) < 1:
-            raise InvalidArgument("accept", self.accept, "a rate between 0 and 1")
+        fraction("jitter", self.jitter, "[0, 1)")
+        fraction("accept", self.accept, "(0, 1)")
         if finite("spread", self.spread) < 1:
             raise InvalidArgument("spread", self.spread, "a factor of at least 1")
         counts(self, most=1)

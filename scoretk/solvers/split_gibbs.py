@@ -47,7 +47,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from scoretk.core.arguments import counts, finite, positive
+from scoretk.core.arguments import counts, fraction, positive
 from scoretk.core.rows import add_scaled
 from scoretk.core.streams import Stream
 from scoretk.errors import InvalidArgument
@@ -107,8 +107,7 @@ class SplitGibbs:
         positive("first", self.first)
         if self.coupling is not None and not positive("coupling", self.coupling) <= self.first:
             raise InvalidArgument("first", self.first, f"at least the coupling, {self.coupling:g}")
-        if not 0 < finite("held", self.held) <= 1:
-            raise InvalidArgument("held", self.held, "a share above 0 and up to 1")
+        fraction("held", self.held, "(0, 1]")
         if self.spread != math.inf:
             positive("spread", self.spread)
 

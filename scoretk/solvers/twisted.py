@@ -44,7 +44,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from scoretk.core.arguments import counts, finite
+from scoretk.core.arguments import counts, fraction
 from scoretk.core.devices import wide, widest
 from scoretk.core.rows import across, finite_rows, row_sum, select_rows
 from scoretk.core.streams import Stream
@@ -123,8 +123,7 @@ class TwistedSMC:
     def __post_init__(self) -> None:
         object.__setattr__(self, "grid", self._prior.grid)
         counts(self, island=2)
-        if not 0 <= finite("threshold", self.threshold) <= 1:
-            raise InvalidArgument("threshold", self.threshold, "a share between 0 and 1")
+        fraction("threshold", self.threshold)
 
     @property
     def _prior(self) -> ReverseSDE:

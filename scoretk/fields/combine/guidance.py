@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoretk.core.arguments import finite, numbers
+from scoretk.core.arguments import finite, fraction, numbers
 from scoretk.core.keywords import explained
 from scoretk.core.rows import across
 from scoretk.errors import InvalidArgument
@@ -96,8 +96,7 @@ def guided(
     shape, theirs = (tuple(f.event_shape) for f in both)
     if shape != theirs:
         raise InvalidArgument("unconditional", other, f"the field's event shape {shape}")
-    if not 0 <= finite("rescale", rescale) <= 1:
-        raise InvalidArgument("rescale", rescale, "a number in [0, 1]")
+    fraction("rescale", rescale)
     values, apart = _null(null), unconditional is not None
     if not is_timed(field):
         if interval is not None or rescale:

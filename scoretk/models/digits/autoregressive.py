@@ -27,7 +27,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, linear, silu
 
-from scoretk.core.arguments import count, finite
+from scoretk.core.arguments import count, finite, fraction
 from scoretk.errors import InvalidArgument
 from scoretk.learn.fitting import Recipe
 from scoretk.models.digits.data import binarised, load_digits
@@ -313,8 +313,8 @@ class MaximumLikelihood:
 
 def _check(settings: dict[str, Any]) -> None:
     for name, value in settings.items():
-        if name == "dropout" and not 0 <= finite(name, value) < 1:
-            raise InvalidArgument(name, value, "a share in [0, 1)")
+        if name == "dropout":
+            fraction(name, value, "[0, 1)")
         if name in ("bin", "weight_decay") and not finite(name, value) >= 0:
             raise InvalidArgument(name, value, "a number of at least 0")
         if name in ("width", "heads", "layers", "blocks", "components"):

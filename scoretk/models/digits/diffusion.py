@@ -41,9 +41,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoretk.core.arguments import finite
+from scoretk.core.arguments import fraction
 from scoretk.core.identity import tensor_digest
-from scoretk.errors import InvalidArgument
 from scoretk.fields import EDM, VE, VP, Cosine, Diffusion, GaussianPath, SubVP
 from scoretk.learn.fitting import Recipe
 from scoretk.learn.losses import prediction_error, stratified
@@ -297,8 +296,7 @@ class ClassConditional:
             CheckpointError: Where the checkpoint is damaged or another run's.
         """
         ready, known = labelled(data, labels, smoothing, least=-1)
-        if not 0 <= finite("unlabelled", unlabelled) < 1:
-            raise InvalidArgument("unlabelled", unlabelled, "a share in [0, 1)")
+        fraction("unlabelled", unlabelled, "[0, 1)")
         chosen = self.of.sized(width, blocks, dropout)
         settings = {
             "event_shape": list(ready.rows.shape[1:]),

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from scoretk.core.arguments import finite, positive
+from scoretk.core.arguments import fraction, positive
 from scoretk.core.rows import across
 from scoretk.core.streams import Stream
 from scoretk.errors import InvalidArgument
@@ -220,8 +220,7 @@ class StepTuned(Tunable):
     def _check_step(self) -> None:
         if self.step_size is not None:
             positive("step_size", self.step_size)
-        if not 0 < finite("accept", self.accept) < 1:
-            raise InvalidArgument("accept", self.accept, "a rate between 0 and 1")
+        fraction("accept", self.accept, "(0, 1)")
 
     @property
     def adaptation(self) -> Adaptation:
