@@ -19,7 +19,7 @@ import scoretk as stk
 from scoretk.errors import InvalidArgument, MissingCapability
 from scoretk.fields import CAPABILITIES, NormalBase, offers, resolve, standard_normal, wrapped
 from scoretk.fields.protocols import OPTIONAL, optional
-from scoretk.fields.wrapped import NATIVE, RULES, Kind, Rule, Wrapped
+from scoretk.fields.wrapped import RULES, Kind, Rule, Wrapped
 from scoretk.inference.partition import Normalised
 from scoretk.models.targets.lattices import Ising
 from scoretk.models.targets.mixture import gaussian
@@ -560,6 +560,25 @@ def test_a_class_cannot_define_what_its_kind_refuses():
         type("Wrong", (Wrapped,), {"kind": Kind.POWER, "estimate_log_prob": lambda self, x: x})
 
 
+NATIVE = frozenset(
+    {
+        "at",
+        "constraint",
+        "denoise",
+        "energy",
+        "energy_and_grad",
+        "event_shape",
+        "native",
+        "path",
+        "predict",
+        "predicts",
+        "provides",
+        "score",
+        "transform",
+        "velocity",
+    }
+)
+"""What makes a field a field, and a map a map: a wrapper has its own, and keeps none by a rule."""
 NOT_OF_FIELDS = frozenset(
     {
         # of a network's answer, as diffusers gives it

@@ -17,13 +17,13 @@ __all__ = ["FitLine", "on_a_closed_pipe", "print_json", "print_rows", "say", "sa
 CLEAR = "\r\x1b[K"
 
 
-def say(*lines: object, sep: str = " ", file: Any = None) -> None:
+def say(*lines: object, file: Any = None) -> None:
     """Print to a stream of any encoding.
 
     Characters that would control a terminal, from whatever plugin or file, are escaped.
     """
     stream = sys.stdout if file is None else file
-    text = sep.join(printable(line, keep="\n\t") for line in lines)
+    text = " ".join(printable(line, keep="\n\t") for line in lines)
     encoding = getattr(stream, "encoding", None) or "utf-8"
     print(text.encode(encoding, "backslashreplace").decode(encoding), file=stream)
 

@@ -46,7 +46,6 @@ __all__ = [
     "apart",
     "as_a_loop",
     "compiled",
-    "is_compiled",
     "iterate",
     "over_rows",
     "part",
@@ -364,11 +363,6 @@ def _compiler_of(field: Any) -> PartCompiler | None:
         return None
     compiler = _PARTS.get()
     return compiler if compiler is not None and compiler.serves(field) else None
-
-
-def is_compiled(field: Any) -> bool:
-    """Whether parts with this field are compiled: within a graph, or each by itself."""
-    return torch.compiler.is_compiling() or _compiler_of(field) is not None
 
 
 def part(function: Callable[..., T]) -> Callable[..., T]:

@@ -98,7 +98,7 @@ class _Kind:
     SEED = 127
 
 
-def philox4x32(counter: Sequence[Any], key: Sequence[Any], rounds: int = ROUNDS) -> tuple[Any, ...]:
+def philox4x32(counter: Sequence[Any], key: Sequence[Any]) -> tuple[Any, ...]:
     """Philox4x32: four words from a counter of four words and a key of two.
 
     One round is, with `M_0 c_0 = 2^32 h_0 + l_0` and `M_1 c_2 = 2^32 h_1 + l_1`,
@@ -113,13 +113,12 @@ def philox4x32(counter: Sequence[Any], key: Sequence[Any], rounds: int = ROUNDS)
         counter: Four words in [0, 2^32), each a Python integer or an int64 tensor; tensors
             broadcast.
         key: Two words, likewise.
-        rounds: The number of rounds.
 
     Returns:
         Four words in [0, 2^32), of the broadcast shape.
     """
     c, k = tuple(counter), tuple(key)
-    for _ in range(rounds):
+    for _ in range(ROUNDS):
         c, k = _round(c, k), _bump(k)
     return c
 

@@ -229,21 +229,24 @@ class Cosine(GaussianPath):
         return 2 / math.pi * torch.atan(torch.exp(_tensor(log_snr) / 2))
 
 
-def _check_betas(beta_min: float, beta_max: float) -> None:
-    if not positive("beta_min", beta_min) <= positive("beta_max", beta_max):
-        raise InvalidArgument(
-            "beta_min, beta_max", (beta_min, beta_max), "0 < beta_min <= beta_max, both finite"
-        )
-
-
+@dataclass(frozen=True)
 class _LinearBeta(GaussianPath):
     """What VP and sub-VP share: a rate beta that is linear in s = 1 - t.
 
     `log alpha = -int_0^s beta / 2` with `beta = beta_min + s (beta_max - beta_min)`.
     """
 
-    beta_min: float
-    beta_max: float
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+
+    def __post_init__(self) -> None:
+        low, high = positive("beta_min", self.beta_min), positive("beta_max", self.beta_max)
+        if low > high:
+            raise InvalidArgument(
+                "beta_min, beta_max",
+                (self.beta_min, self.beta_max),
+                "0 < beta_min <= beta_max, both finite",
+            )
 
     def _log_alpha(self, t: Time) -> Tensor:
         s = 1 - _tensor(t)
@@ -270,12 +273,6 @@ class VP(_LinearBeta):
         beta_max: The rate at the noise, at least `beta_min`.
     """
 
-    beta_min: float = 0.1
-    beta_max: float = 20.0
-
-    def __post_init__(self) -> None:
-        _check_betas(self.beta_min, self.beta_max)
-
     def sigma(self, t: Time) -> Tensor:
         return torch.sqrt(-torch.expm1(2 * self._log_alpha(t)))
 
@@ -297,12 +294,6 @@ class SubVP(_LinearBeta):
         beta_min: The rate at the data.
         beta_max: The rate at the noise, at least `beta_min`.
     """
-
-    beta_min: float = 0.1
-    beta_max: float = 20.0
-
-    def __post_init__(self) -> None:
-        _check_betas(self.beta_min, self.beta_max)
 
     def sigma(self, t: Time) -> Tensor:
         return -torch.expm1(2 * self._log_alpha(t))

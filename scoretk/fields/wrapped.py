@@ -39,7 +39,6 @@ from scoretk.fields.protocols import CAPABILITIES, field_name, is_timed, offers,
 
 __all__ = [
     "FLOWS",
-    "NATIVE",
     "RULES",
     "SPACE",
     "Kind",
@@ -98,26 +97,6 @@ class Rule(Enum):
 
 
 _COMBINED = (Kind.POWER, Kind.BLEND, Kind.TILT, Kind.MIXTURE)
-
-NATIVE = frozenset(
-    {
-        "at",
-        "constraint",
-        "denoise",
-        "energy",
-        "energy_and_grad",
-        "event_shape",
-        "native",
-        "path",
-        "predict",
-        "predicts",
-        "provides",
-        "score",
-        "transform",
-        "velocity",
-    }
-)
-"""What makes a field a field, and a map a map: a wrapper has its own, and keeps none by a rule."""
 
 
 def _rules(rule: Rule, *kinds: Kind, **others: Rule) -> Mapping[Kind, Rule]:

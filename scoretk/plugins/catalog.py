@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pkgutil import resolve_name
 from types import MappingProxyType
 from typing import Any
@@ -125,6 +126,27 @@ class Catalog:
                 raise BrokenPlugin(f"{broken}{_blame(given)}") from error
         if not given and entry.id in self._met and self._met[entry.id].stage == stage:
             del self._met[entry.id]
+
+    def verified(self, use: Callable[[str], object]) -> list[Entry | Broken]:
+        """All plugins after each has been used by its id.
+
+        Returns:
+            An `Entry` for each, a `Broken` for those that failed. One that only lacks an optional
+            package is not broken: its entry says what it `needs`.
+        """
+        needs = dict[str, str]()
+        with self.survey():
+            for item in self.listing():
+                try:
+                    use(item.id)
+                except MissingDependency as error:
+                    needs[item.id] = str(error)
+                except ScoretkError:  # the next listing shows it
+                    pass
+        return [
+            replace(e, needs=needs.get(e.id, "")) if isinstance(e, Entry) else e
+            for e in self.listing()
+        ]
 
     @contextmanager
     def survey(self) -> Iterator[None]:

@@ -7,16 +7,9 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
-from scoretk.errors import (
-    InvalidArgument,
-    MissingCapability,
-    MissingDependency,
-    ScoretkError,
-    near_match,
-)
+from scoretk.errors import InvalidArgument, MissingCapability, ScoretkError, near_match
 from scoretk.plugins.capabilities import offers
 from scoretk.plugins.catalog import Catalog, pointed_at
 from scoretk.plugins.containment import outside
@@ -202,24 +195,8 @@ def describe_all() -> dict[str, ModelSpec | ScoretkError]:
 
 
 def verify() -> list[Entry | Broken]:
-    """All registered models after each has been taken through every stage.
-
-    Returns:
-        An `Entry` for each, a `Broken` for those that failed. One that only lacks an optional
-        package is not broken: its entry says what it `needs`.
-    """
-    needs = dict[str, str]()
-    with _MODELS.survey():
-        for item in list_models():
-            try:
-                load(item.id)
-            except MissingDependency as error:
-                needs[item.id] = str(error)
-            except ScoretkError:  # the next listing shows it
-                pass
-    return [
-        replace(e, needs=needs.get(e.id, "")) if isinstance(e, Entry) else e for e in list_models()
-    ]
+    """All registered models after each has been taken through every stage: see `Catalog.verified`."""
+    return _MODELS.verified(load)
 
 
 def _spec(entry: Entry) -> ModelSpec:

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from numbers import Integral
 from types import MappingProxyType
 from typing import Any
 
-from scoretk.errors import InvalidArgument, MissingDependency, ScoretkError, near_match
+from scoretk.errors import InvalidArgument, near_match
 from scoretk.plugins.catalog import Catalog, pointed_at
 from scoretk.plugins.discovery import Broken, Entry
 
@@ -228,22 +228,9 @@ def describe_solver(name: str) -> SolverSpec:
 def verify_solvers() -> list[Entry | Broken]:
     """All registered solvers after each was asked what it is, as `describe_solver` does.
 
-    Returns:
-        An `Entry` for each, a `Broken` for those that failed. One that only lacks an optional
-        package is not broken: its entry says what it `needs`.
+    See `Catalog.verified`.
     """
-    needs = dict[str, str]()
-    with _SOLVERS.survey():
-        for item in list_solvers():
-            try:
-                describe_solver(item.id)
-            except MissingDependency as error:
-                needs[item.id] = str(error)
-            except ScoretkError:  # the next listing shows it
-                pass
-    return [
-        replace(e, needs=needs.get(e.id, "")) if isinstance(e, Entry) else e for e in list_solvers()
-    ]
+    return _SOLVERS.verified(describe_solver)
 
 
 def as_solver(argument: str, value: Any) -> Any:

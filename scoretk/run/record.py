@@ -157,11 +157,6 @@ class Room:
         return self.tensors[name][:, rows]
 
 
-def _exact(x: Tensor) -> torch.dtype:
-    """The dtype of running sums: float64 where the device has it, so that long sums stay accurate."""
-    return widest(x.device)
-
-
 class _StepByStep:
     """A recorder that adds the steps of a block one by one."""
 
@@ -316,7 +311,7 @@ class KeepLast(_StepByStep):
         """As `add` for each chosen step, with the bits of one after another."""
         sums = {}
         for name, value in stats.items():
-            rows = value.to(_exact(value))
+            rows = value.to(widest(value.device))
             rows = rows if len(chosen) == len(rows) else rows[chosen]
             before = [record.stats[name][None]] if name in record.stats else []
             sums[name] = torch.cat([*before, rows]).cumsum(0)[-1]
@@ -339,7 +334,7 @@ class KeepMoments(_StepByStep):
     def add(self, record: Record, x: Tensor, stats: Stats, index: int, total: int) -> Record:
         """Update `mean += (x - mean) / n` and `m2 += (x - mean_before) (x - mean_after)`."""
         old = record.tensors or {
-            name: torch.zeros_like(x, dtype=_exact(x)) for name in ("mean", "m2")
+            name: torch.zeros_like(x, dtype=widest(x.device)) for name in ("mean", "m2")
         }
         own = (record.own or not record.tensors) and not x.requires_grad
         new = {n: old[n] if own else torch.empty_like(old[n]) for n in ("mean", "m2")}
@@ -364,16 +359,10 @@ class KeepMoments(_StepByStep):
 
 
 @dataclass(frozen=True)
-class Constraining(_StepByStep):
-    """Another recorder for positions that are mapped from free space to the user's.
-
-    Args:
-        inner: The other recorder.
-        constrain: The map, `(chains, *event_shape)` to positions in the user's space.
-    """
+class _Around(_StepByStep):
+    """A recorder that gives another one, `inner`, something else to record."""
 
     inner: Recorder
-    constrain: Callable[[Tensor], Tensor]
 
     def most(self) -> float:
         return self.inner.most()
@@ -387,14 +376,6 @@ class Constraining(_StepByStep):
     def ended(self, record: Record, count: int, status: Tensor, failed_at: Tensor) -> None:
         self.inner.ended(record, count, status, failed_at)
 
-    def position(self, x: Tensor) -> Tensor:
-        """The position as it is kept: in the user's space."""
-        return self.constrain(x)
-
-    def add(self, record: Record, x: Tensor, stats: Stats, index: int, total: int) -> Record:
-        """As the other recorder, in the user's space."""
-        return self.inner.add(record, self.constrain(x), stats, index, total)
-
     def filled(self, record: Record, count: int) -> Record:
         return self.inner.filled(record, count)
 
@@ -405,7 +386,27 @@ class Constraining(_StepByStep):
 
 
 @dataclass(frozen=True)
-class OfRows(_StepByStep):
+class Constraining(_Around):
+    """Another recorder for positions that are mapped from free space to the user's.
+
+    Args:
+        inner: The other recorder.
+        constrain: The map, `(chains, *event_shape)` to positions in the user's space.
+    """
+
+    constrain: Callable[[Tensor], Tensor]
+
+    def position(self, x: Tensor) -> Tensor:
+        """The position as it is kept: in the user's space."""
+        return self.constrain(x)
+
+    def add(self, record: Record, x: Tensor, stats: Stats, index: int, total: int) -> Record:
+        """As the other recorder, in the user's space."""
+        return self.inner.add(record, self.constrain(x), stats, index, total)
+
+
+@dataclass(frozen=True)
+class OfRows(_Around):
     """Another recorder for some of the chains: of those that tune, the ones that are asked for.
 
     Args:
@@ -413,11 +414,7 @@ class OfRows(_StepByStep):
         rows: Which chains of the batch.
     """
 
-    inner: Recorder
     rows: slice
-
-    def most(self) -> float:
-        return self.inner.most()
 
     def passed(self, record: Record, count: int, status: Tensor, failed_at: Tensor) -> None:
         self.inner.passed(record, count, status[self.rows], failed_at[self.rows])
@@ -434,14 +431,6 @@ class OfRows(_StepByStep):
     def add(self, record: Record, x: Tensor, stats: Stats, index: int, total: int) -> Record:
         some = {name: value[self.rows] for name, value in stats.items()}
         return self.inner.add(record, x[self.rows], some, index, total)
-
-    def filled(self, record: Record, count: int) -> Record:
-        return self.inner.filled(record, count)
-
-    def restored(
-        self, saved: Mapping[str, Stored | Received], count: int, total: int, device: torch.device
-    ) -> Record:
-        return self.inner.restored(saved, count, total, device)
 
 
 def _welford(mean: Tensor, m2: Tensor, x: Tensor, index: int) -> tuple[Tensor, Tensor]:
@@ -461,13 +450,17 @@ def _halved(moments: dict[str, Tensor], count: int, total: int) -> dict[str, Ten
 
 
 def _summed(sums: Stats, stats: Stats, own: bool = False) -> Stats:
-    """Sums with another value of each statistic, in the dtype of running sums; `own` as in `Record`."""
+    """Sums with another value of each statistic, in float64 where the device has it.
+
+    `own` is as in `Record`.
+    """
     found = dict(sums)
     for name, value in stats.items():
+        dtype = widest(value.device)
         if name not in sums:
-            found[name] = value.to(_exact(value), copy=True)  # it may be a part of the state
+            found[name] = value.to(dtype, copy=True)  # it may be a part of the state
         else:
-            found[name] = sums[name].add_(value) if own else sums[name] + value.to(_exact(value))
+            found[name] = sums[name].add_(value) if own else sums[name] + value.to(dtype)
     return found
 
 

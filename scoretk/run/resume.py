@@ -260,24 +260,22 @@ class _Saved:
         names = [name for name in self.left if name.startswith(prefix)]
         return _Saved({name[len(prefix) :]: self.left.pop(name) for name in names})
 
-    def take(self, name: str, like: Tensor, shape: tuple[int, ...] | None = None) -> Tensor:
+    def take(self, name: str, like: Tensor) -> Tensor:
         """Take one tensor.
 
         Args:
             name: Its name.
-            like: A tensor with its dtype, on the device where it will be.
-            shape: Its shape, None for that of `like`.
+            like: A tensor with its dtype and shape, on the device where it will be.
 
         Raises:
             ValueError: Where it is missing, or has another dtype or shape.
         """
         if name not in self.left:
             raise ValueError(f"it has no {name}")
-        value, shape = self.left.pop(name), tuple(like.shape) if shape is None else shape
+        value, shape = self.left.pop(name), tuple(like.shape)
         if value.dtype != like.dtype or tuple(value.shape) != shape:
             raise ValueError(
-                f"{name} is {value.dtype} of shape {tuple(value.shape)}, not {like.dtype} of "
-                f"{shape}"
+                f"{name} is {value.dtype} of shape {tuple(value.shape)}, not {like.dtype} of {shape}"
             )
         return value.read(like.device)
 

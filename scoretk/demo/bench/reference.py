@@ -107,16 +107,13 @@ def _large(z: float) -> float:
     return math.inf if math.isnan(z) else z
 
 
-def against_reference(
-    target: Target, solver: Any = None, seed: int = 0, chains: int = CHAINS
-) -> Found:
+def against_reference(target: Target, solver: Any = None, seed: int = 0) -> Found:
     """Sample a posterior by the default call and hold it to its reference draws.
 
     Args:
         target: The target, with reference draws.
         solver: Another solver than the default.
         seed: The seed.
-        chains: How many chains.
 
     Raises:
         InvalidArgument: There are no reference draws.
@@ -127,7 +124,7 @@ def against_reference(
     started = time.perf_counter()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what is wrong is in the verdict
-        draws = sample(target.field, solver, chains, seed=seed, progress=False)
+        draws = sample(target.field, solver, CHAINS, seed=seed, progress=False)
         verdict = draws.summary()
     names = list(reference.draws)
     mine = _side_by_side(numbers_of(draws, reference), names)
@@ -136,7 +133,7 @@ def against_reference(
     effective = float(ess(mine).min())
     return Found(
         agreement(mine, theirs, names),
-        gradients / chains,
+        gradients / CHAINS,
         effective,
         gradients / effective,
         tuple(finding.problem for finding in verdict.findings),

@@ -36,8 +36,19 @@ IN_TORCH = (
 )
 
 
+class _Examined:
+    """A likelihood whose gradient is compared with its values where it is first asked for."""
+
+    def slope(self: Any, x: Tensor, **cond: Tensor) -> tuple[Tensor, Tensor]:
+        """As `gradient`; the first call checks whether that is the derivative of the values."""
+        if len(x) and is_new(self):
+            _look_along(self, x, cond)
+        found: tuple[Tensor, Tensor] = self.gradient(x, **cond)
+        return found
+
+
 @dataclass(frozen=True, eq=False)
-class CallableLikelihood:
+class CallableLikelihood(_Examined):
     """A likelihood from a callable `log_likelihood(x, **cond) -> (batch,)`.
 
     Attributes:
@@ -58,23 +69,14 @@ class CallableLikelihood:
         )
         return check_rows("log_likelihood", found, x.shape[:1], hint).to(x.dtype)
 
-    def slope(self, x: Tensor, **cond: Tensor) -> tuple[Tensor, Tensor]:
-        """`log L(x)`, `(batch,)`, and its gradient by autograd, like x.
-
-        The first call checks whether that is the derivative of the values.
-        """
-        if len(x) and is_new(self):
-            _look_along(self, x, cond)
-        return self.gradient(x, **cond)
-
     def gradient(self, x: Tensor, **cond: Tensor) -> tuple[Tensor, Tensor]:
-        """As `slope`, without the check."""
+        """`log L(x)`, `(batch,)`, and its gradient by autograd, like x."""
         value, gradient = grad_energy(lambda z: -self.log_likelihood(z, **cond), x)
         return -value, -gradient
 
 
 @dataclass(frozen=True, eq=False)
-class FieldLikelihood:
+class FieldLikelihood(_Examined):
     """A likelihood from a static field, `log L = -E`.
 
     Attributes:
@@ -89,17 +91,8 @@ class FieldLikelihood:
         """`-E(x)`, `(batch,)`."""
         return -static(self.of).energy(x, **cond)
 
-    def slope(self, x: Tensor, **cond: Tensor) -> tuple[Tensor, Tensor]:
-        """`-E(x)`, `(batch,)`, and its gradient by the field, like x.
-
-        The first call checks whether that is the derivative of the values.
-        """
-        if len(x) and is_new(self):
-            _look_along(self, x, cond)
-        return self.gradient(x, **cond)
-
     def gradient(self, x: Tensor, **cond: Tensor) -> tuple[Tensor, Tensor]:
-        """As `slope`, without the check."""
+        """`-E(x)`, `(batch,)`, and its gradient by the field, like x."""
         energy, gradient = static(self.of).energy_and_grad(x, **cond)
         return -energy, -gradient
 
