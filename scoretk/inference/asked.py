@@ -56,7 +56,6 @@ __all__ = [
     "default_solver",
     "event_shape_of",
     "free_start",
-    "given_start",
     "keep_asked",
     "loaded_model",
     "named_solver",
@@ -360,11 +359,6 @@ def free_start(
     if free:
         return given
     return tensor_like("init", model.unconstrain(given), (None, *event_shape_of(model)))
-
-
-def given_start(init: Any) -> Tensor | None:
-    """Where the user wants the chains to start, in the user's space."""
-    return None if init is None else torch.as_tensor(init)
 
 
 def condition_rows(

@@ -27,7 +27,6 @@ from scoretk.inference.asked import (
     default_batch,
     default_solver,
     free_start,
-    given_start,
     keep_asked,
     loaded_model,
     named_solver,
@@ -37,7 +36,7 @@ from scoretk.inference.asked import (
 )
 from scoretk.inference.outcome import draws_of
 from scoretk.inference.planned import PlannedRun
-from scoretk.inference.storing import hold, opened_store, told_to_a_store
+from scoretk.inference.storing import finish, hold, opened_store, saving_of
 from scoretk.run.batches import run_batches
 from scoretk.run.checkpoint import Checkpoint
 from scoretk.run.draws import Draws
@@ -45,7 +44,6 @@ from scoretk.run.fits import check_fits
 from scoretk.run.group import of_machine
 from scoretk.run.ranks import check_team, shared_call, shares, unshared
 from scoretk.run.record import Room
-from scoretk.run.resume import Saving
 from scoretk.run.store import Zarr
 from scoretk.solvers.base import Steps, adapts, is_grid
 from scoretk.solvers.warmup.plan import Warmup
@@ -161,7 +159,7 @@ def sample(
     saved = checkpoint if isinstance(checkpoint, Checkpoint | None) else Checkpoint(checkpoint)
     check_apart(saved, streamed)
     before = getattr(solver, "before", None)
-    continues = 0 if before is None else before.continued_by(seed, given_start(init))
+    continues = 0 if before is None else before.continued_by(seed, init)
 
     run = PlannedRun(
         origin=stable_text(origin),
@@ -194,9 +192,9 @@ def sample(
         check_fits(run.what_is_kept(schedule), of_machine() if shares() else 1)
         batches = [run.batch_of(part, schedule) for part in parts]
         settings = run.settings(schedule)
-        asked = saved is not None or shares()
         check_team(walk(model))
-        identity = Identity(field=model, solver=solver) if asked else None
+        known = saved is not None or shares()
+        identity = Identity(field=model, solver=solver) if known else None
         call = {**settings, "on_failure": on_failure, "checkpoint": saved and str(saved.path)}
         call |= {} if streamed is None else {"store": str(streamed.path), "draws": streamed.draws}
         with shared_call(call, identity) as share:
@@ -204,36 +202,26 @@ def sample(
             written += [streamed.folder] if streamed is not None else []
             hold(written, share, ends)
             if streamed is not None:
-                made_of = identity if saved is not None else None
-                told = told_to_a_store(settings, made_of)
-                store = opened_store(run, streamed, parts, told, schedule, saved, share)
+                store = opened_store(run, streamed, parts, identity, schedule, saved, share)
                 run = replace(run, store=store)
                 ends.callback(store.close)
                 batches = [
                     replace(batch, recorder=run.recorder(part))
                     for batch, part in zip(batches, parts, strict=True)
                 ]
-            saving = None
-            if saved is not None and identity is not None:
-                # the weights are in the identity
-                told = {name: value for name, value in settings.items() if name != "weights"}
-                told |= {} if run.store is None else {"store": run.store.id}
-                saving = Saving(saved, told, identity, extends=not is_grid(solver))
             done = run_batches(
                 batches,
                 solver,
                 compiled=compile,
                 recompute=grad == "checkpoint",
                 on_failure=on_failure,
-                saving=saving,
+                saving=saving_of(run, settings, identity, saved),
                 progress=progress,
                 share=share,
             )
             draws = draws_of(run, parts, batches, done, settings)
             if run.store is not None:  # over for nobody before it can be loaded
-                tuned = {f"tuned/{name}": value for name, value in draws.tuned.items()}
-                outcome, store = {"final": draws.final, **tuned}, run.store
-                share.once("outcome", lambda: store.finish(outcome, draws.cost))
+                finish(run.store, draws, share)
             ends.close()
             if written:  # the next call may be one for the same paths
                 share.meet("with its files closed")

@@ -16,12 +16,14 @@ from scoretk.fields.variables import Derived, named
 from scoretk.inference.asked import BatchAsked
 from scoretk.inference.planned import PlannedRun
 from scoretk.run.checkpoint import Checkpoint
+from scoretk.run.draws import Draws
 from scoretk.run.ranks import Share
-from scoretk.run.resume import awaited_store
+from scoretk.run.resume import Saving, awaited_store
 from scoretk.run.schedule import Schedule
 from scoretk.run.store import Contents, Store, Zarr, chains_a_chunk
+from scoretk.solvers.base import is_grid
 
-__all__ = ["hold", "opened_store", "told_to_a_store"]
+__all__ = ["finish", "hold", "opened_store", "saving_of"]
 
 FEW_CHAINS, MANY_CHUNKS = 16, 1000
 """Of a store: fewer chains a chunk are told where more chunks than that lie side by side."""
@@ -51,14 +53,35 @@ def hold(paths: list[Path], share: Share, ends: ExitStack) -> None:
             ends.enter_context(held_with_others(path, job.hex))
 
 
-def told_to_a_store(settings: dict[str, Any], identity: Identity | None) -> dict[str, Any]:
+def saving_of(
+    run: PlannedRun, settings: dict[str, Any], identity: Identity | None, saved: Checkpoint | None
+) -> Saving | None:
+    """How a run is saved to its checkpoint; None where it has none.
+
+    Args:
+        run: The run, with its store.
+        settings: What tells it from others.
+        identity: What field and solver are made of.
+        saved: The checkpoint.
+    """
+    if saved is None or identity is None:
+        return None
+    # the weights are in the identity
+    told = {name: value for name, value in settings.items() if name != "weights"}
+    told |= {} if run.store is None else {"store": run.store.id}
+    return Saving(saved, told, identity, extends=not is_grid(run.solver))
+
+
+def _told_to_a_store(
+    settings: dict[str, Any], identity: Identity | None, saved: Checkpoint | None
+) -> dict[str, Any]:
     """What a store says of its run, by which it is known where no checkpoint knows it.
 
-    Settings do not tell fields apart whose code differs: without an identity, that of a run with a
-    checkpoint, a store is nobody's to begin anew in.
+    Settings do not tell fields apart whose code differs: without the identity of a run with a
+    checkpoint a store is nobody's to begin anew in.
     """
     told = {name: value for name, value in settings.items() if name != "steps"}
-    made_of = None if identity is None else identity.summary()["digest"]
+    made_of = None if identity is None or saved is None else identity.summary()["digest"]
     return told | {"what field and solver are made of": made_of}
 
 
@@ -66,20 +89,20 @@ def opened_store(
     run: PlannedRun,
     asked: Zarr,
     parts: list[BatchAsked],
-    told: dict[str, Any],
+    identity: Identity | None,
     schedule: Schedule,
     saved: Checkpoint | None,
     share: Share,
 ) -> Store:
     """The store of a run with this schedule, which the first of its processes looks for."""
-    names = named(run.model)
+    names, settings = named(run.model), run.settings(schedule)
     contents = Contents(
         run.ids,
         schedule.kept_before(schedule.total),
         None if names is None else names.layout,
         names.values if isinstance(names, Derived) else None,
-        told,
-        run.settings(schedule),
+        _told_to_a_store(settings, identity, saved),
+        settings,
     )
     sizes = [n for part in parts if (n := len(part.ids[part.returned]))]
     few = chains_a_chunk(sizes, 1)
@@ -98,3 +121,10 @@ def opened_store(
         return store
     known = bytes(share.fetch("store")["id"].tolist()).hex()
     return Store(asked, contents, sizes, file, known, share.once, share.leads)
+
+
+def finish(store: Store, draws: Draws, share: Share) -> None:
+    """Say in the store that its run is over, with what its arrays do not hold."""
+    tuned = {f"tuned/{name}": value for name, value in draws.tuned.items()}
+    outcome = {"final": draws.final, **tuned}
+    share.once("outcome", lambda: store.finish(outcome, draws.cost))

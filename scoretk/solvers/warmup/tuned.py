@@ -169,15 +169,17 @@ class Before:
     continues: int
     ends: Tensor
 
-    def continued_by(self, seed: int, init: Tensor | None) -> int:
+    def continued_by(self, seed: int, init: Any) -> int:
         """How many runs of a seed one goes on from that begins at `init`: 0, or one more than this.
 
         Chains that go on where these ended, with the seed that led them there, would be moved by
         the same noise once more; so their noise is that of another seed,
         `derive(seed, that number)`.
         """
-        goes_on = init is not None and bool(torch.isin(row_marks(init), self.ends).any())
-        return self.continues + 1 if goes_on and seed == self.seed else 0
+        if init is None or seed != self.seed:
+            return 0
+        goes_on = torch.isin(row_marks(torch.as_tensor(init)), self.ends).any()
+        return self.continues + 1 if bool(goes_on) else 0
 
 
 def row_marks(x: Tensor) -> Tensor:
