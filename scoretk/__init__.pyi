@@ -18,8 +18,8 @@ from scoretk.adapters.sklearn import from_sklearn as from_sklearn
 from scoretk.adapters.stan import from_stan as from_stan
 from scoretk.adapters.torchcfm import from_torchcfm as from_torchcfm
 from scoretk.adapters.transformers import from_language_model as from_language_model
-from scoretk.core.anatomy import to_device as to_device
 from scoretk.core.cost import Cost as Cost
+from scoretk.core.modules import to_device as to_device
 from scoretk.core.noise import Noise as Noise
 from scoretk.core.ranks import Ranks as Ranks
 from scoretk.core.streams import Stream as Stream

@@ -20,7 +20,7 @@ import pytest
 import torch
 
 import scoretk as stk
-from scoretk.core import anatomy
+from scoretk.core import anatomy, modules
 
 TABLE = torch.linspace(0.9999, 0.01, 50, dtype=torch.float64)
 
@@ -299,9 +299,10 @@ class TestMutants:
     """Walks that stop where they must not."""
 
     def found(self, monkeypatch, name, mutant, hiding):
-        monkeypatch.setattr(anatomy, name, mutant)
+        for module in (anatomy, modules):
+            monkeypatch.setattr(module, name, mutant, raising=module is anatomy)
         net = network()
-        return net in anatomy.modules_of(energy_of(HIDING[hiding](net)))
+        return net in modules.modules_of(energy_of(HIDING[hiding](net)))
 
     def test_a_walk_of_six_layers_misses_what_is_deep(self, monkeypatch):
         def six(value):
@@ -327,12 +328,12 @@ class TestMutants:
             assert not self.found(monkeypatch, "names_in", lambda code: none, hiding)
 
     def test_a_walk_that_remembers_its_findings_misses_what_is_bound_anew(self, monkeypatch):
-        monkeypatch.setattr(anatomy, "walk", functools.cache(anatomy.walk))
+        monkeypatch.setattr(modules, "walk", functools.cache(anatomy.walk))
         holder, new = types.SimpleNamespace(net=network()), network()
         field = energy_of(lambda x: holder.net(x))
-        anatomy.modules_of(field)
+        modules.modules_of(field)
         holder.net = new
-        assert new not in anatomy.modules_of(field)
+        assert new not in modules.modules_of(field)
 
 
 def test_what_is_bound_anew_is_found():
@@ -472,9 +473,9 @@ def test_the_dtype_of_the_state(case):
 
 
 def test_a_schedule_that_counts_as_a_hint_would_be_seen(monkeypatch):
-    monkeypatch.setattr(anatomy, "_steers", lambda item: False)
+    monkeypatch.setattr(modules, "_steers", lambda item: False)
     for case in ("a plain function on timesteps", "that reads the table", "behind a product"):
-        assert anatomy.state_like(DTYPES[case][0])[0].dtype is torch.float64
+        assert modules.state_like(DTYPES[case][0])[0].dtype is torch.float64
 
 
 def best_of(call, times):
@@ -490,8 +491,8 @@ def test_a_plain_energy_is_walked_in_less_than_a_fifth_of_a_millisecond():
     field = stk.Energy(lambda x: (x**2).sum(1) / 2, (2,))
 
     def held():
-        with anatomy.left_as_found(field):
-            anatomy.state_like(field)
+        with modules.left_as_found(field):
+            modules.state_like(field)
 
     held()
     assert best_of(lambda: [held() for _ in range(20)], 5) / 20 < 2e-4
@@ -591,7 +592,7 @@ def test_what_is_asked_of_modules_leaves_each_in_its_own_mode(modes, wrap, fails
             raise ValueError("the model's own")
         return 5
 
-    for held in (lambda: anatomy.asked(ask, wrap(net)), lambda: _held(ask, wrap(net))):
+    for held in (lambda: modules.asked(ask, wrap(net)), lambda: _held(ask, wrap(net))):
         with pytest.raises(ValueError, match="own") if fails else contextlib.nullcontext():
             assert held() == 5
         assert not any(seen.pop())
@@ -599,7 +600,7 @@ def test_what_is_asked_of_modules_leaves_each_in_its_own_mode(modes, wrap, fails
 
 
 def _held(ask, taker):
-    with anatomy.left_as_found(taker):
+    with modules.left_as_found(taker):
         return ask()
 
 
@@ -607,9 +608,9 @@ def _held(ask, taker):
 def test_places_of_tensors_are_told_apart_by_their_number(place):
     """A network on the second GPU is not where a state on the first one is."""
     others = {"cpu", "meta", "cuda:0", "cuda:1", "xpu:3", "mps:0"} - {place}
-    told = anatomy._place_of(torch.device(place))
+    told = modules._place_of(torch.device(place))
     assert told == place
-    assert told not in {anatomy._place_of(torch.device(other)) for other in others}
+    assert told not in {modules._place_of(torch.device(other)) for other in others}
 
 
 def test_what_is_empty_has_no_parts():

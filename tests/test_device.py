@@ -39,7 +39,7 @@ from scoretk.learn import (
 from scoretk.run import replay
 from scoretk.run.record import KeepAll, KeepMoments
 from scoretk.run.settle import AtTheEnd
-from scoretk.run.store import Streaming
+from scoretk.run.streaming import Streaming
 from scoretk.solvers import EXAMPLES, SOLVERS, is_grid
 from scoretk.solvers.warmup import learning, length
 from scoretk.solvers.warmup.adaptation import Adaptation

@@ -25,10 +25,11 @@ import scoretk as stk
 from scoretk.core.locks import held, held_with_others, lock_of
 from scoretk.errors import Busy, InvalidArgument, OutputExists, StoreError
 from scoretk.inference import asked, storing
-from scoretk.run import store as streaming
+from scoretk.run import store as files
 from scoretk.run.record import Record
-from scoretk.run.store import Store, Streaming, chains_a_chunk
+from scoretk.run.store import Store, chains_a_chunk
 from scoretk.run.stored import Lazy
+from scoretk.run.streaming import Streaming
 from scoretk.solvers import EXAMPLES
 from scoretk.solvers.base import is_grid
 
@@ -135,7 +136,7 @@ class TestTheSameDraws:
         assert str(there.summary()) == str(here.summary())
         ours, theirs = (draws.to_arviz()["sample_stats"] for draws in (here, there))
         for kind in here.stats:
-            at = streaming.stored_name(kind)
+            at = files.stored_name(kind)
             assert ours[at].dims == theirs[at].dims == ("chain", "draw")
             assert np.array_equal(ours[at].values, theirs[at].values)
 
@@ -197,8 +198,8 @@ class TestTheSameDraws:
     ("dtype", "nothing"), [("f4", math.nan), ("f8", math.nan), ("?", False), ("i8", -1), ("u1", 0)]
 )
 def test_what_is_not_written_yet_reads_as_nothing(dtype, nothing, tmp_path):
-    group = streaming.zarr_module().open_group(tmp_path / "s", mode="w")
-    streaming._array(group, "posterior/x", (2, 3), (2, 2), np.dtype(dtype), ("chain", "draw"))
+    group = files.zarr_module().open_group(tmp_path / "s", mode="w")
+    files._array(group, "posterior/x", (2, 3), (2, 2), np.dtype(dtype), ("chain", "draw"))
     found = np.asarray(group["posterior/x"][:])
     assert found.dtype == np.dtype(dtype)
     assert np.array_equal(found, np.full((2, 3), nothing, dtype), equal_nan=dtype[0] == "f")
@@ -224,7 +225,7 @@ class TestReading:
     @pytest.mark.parametrize("rows", [range(10), range(9, -1, -1), range(7, 1, -3), range(3, 3)])
     def test_chains_come_in_the_order_that_is_asked_for(self, pair, rows):
         for array in pair[1].x.arrays:
-            found = streaming.part_of(array, rows, slice(3, 30, 4))
+            found = files.part_of(array, rows, slice(3, 30, 4))
             assert np.array_equal(found, np.asarray(array[:])[list(rows), 3:30:4])
 
     @pytest.mark.parametrize(
@@ -439,8 +440,8 @@ class TestReading:
     @pytest.mark.parametrize("checked", [True, False], ids=["", "mutant"])
     def test_a_bit_that_a_disk_has_changed_is_an_error(self, checked, tmp_path, monkeypatch):
         if not checked:
-            plain = streaming.zarr_module().codecs.ZstdCodec(checksum=False)
-            monkeypatch.setattr(streaming, "_compressor", lambda: plain)
+            plain = files.zarr_module().codecs.ZstdCodec(checksum=False)
+            monkeypatch.setattr(files, "_compressor", lambda: plain)
         run = {"steps": 20, "warmup": None, "draws": 20}
         made = drawn(tmp_path / "d", PLAIN, stk.MALA(0.3), **run)
         x, final = made.x[:], made.final
@@ -560,11 +561,9 @@ class TestTakingUp:
         self, tmp_path, monkeypatch
     ):
         """Killed when all is written, and what xarray reads first is not."""
-        run, own = {"checkpoint": tmp_path / "c", **SHORT}, streaming._consolidate
+        run, own = {"checkpoint": tmp_path / "c", **SHORT}, files._consolidate
         with monkeypatch.context() as patch:
-            patch.setattr(
-                streaming, "_consolidate", lambda at: (at / "outcome").exists() or own(at)
-            )
+            patch.setattr(files, "_consolidate", lambda at: (at / "outcome").exists() or own(at))
             made = drawn(tmp_path / "d", PLAIN, **run)
         assert torch.equal(stk.Draws.load(tmp_path / "d").x[:], made.x[:])
         assert torch.equal(drawn(tmp_path / "d", PLAIN, **run).x[:], made.x[:])
@@ -918,8 +917,8 @@ class TestChunks:
                 assert end % size == 0
         assert chains_a_chunk([256, 100, 100, 44], 1) == 4
         assert chains_a_chunk([64, 64, 1], 1) == 64
-        assert chains_a_chunk([64], streaming.LARGEST_CHUNK // 8) == 8
-        assert chains_a_chunk([64], streaming.LARGEST_CHUNK * 8) == 1
+        assert chains_a_chunk([64], files.LARGEST_CHUNK // 8) == 8
+        assert chains_a_chunk([64], files.LARGEST_CHUNK * 8) == 1
 
     @pytest.mark.thorough
     def test_batches_that_make_many_small_files_are_told(self, tmp_path, monkeypatch):
@@ -979,7 +978,7 @@ def test_the_store_of_a_run_that_was_made_longer_is_that_of_one_run(field, tmp_p
 def test_each_chunk_that_is_asked_for_is_looked_for_and_no_other(rows, draws, tmp_path):
     """Where one is lost zarr would read NaN in its place."""
     values = np.arange(6 * 8 * 2.0).reshape(6, 8, 2)
-    group = streaming.zarr_module().open_group(tmp_path / "s", mode="w")
+    group = files.zarr_module().open_group(tmp_path / "s", mode="w")
     array = group.create_array("x", shape=values.shape, chunks=(2, 3, 2), dtype="f8")
     array[:] = values
     asked = np.zeros((6, 8), bool)
@@ -993,7 +992,7 @@ def test_each_chunk_that_is_asked_for_is_looked_for_and_no_other(rows, draws, tm
         with (
             pytest.raises(StoreError, match="has lost draws") if lost else contextlib.nullcontext()
         ):
-            found = streaming.part_of(array, some, draws)
+            found = files.part_of(array, some, draws)
             assert np.array_equal(found, values[list(rows)][:, draws])
         path.write_bytes(content)
 

@@ -17,8 +17,8 @@ from typing import Any
 
 from torch import nn
 
-from scoretk.core.anatomy import modules_of
 from scoretk.core.arguments import finite
+from scoretk.core.modules import modules_of
 from scoretk.errors import InvalidArgument
 from scoretk.fields.foreign import owners, within
 

@@ -25,8 +25,8 @@ from scoretk.adapters.law_supports import (
     supports_within,
 )
 from scoretk.adapters.owned import called, check_repeats, generators_kept, is_flat, no_start
-from scoretk.core.anatomy import asked
 from scoretk.core.dependencies import required
+from scoretk.core.modules import asked
 from scoretk.core.rows import row_sum
 from scoretk.errors import InvalidArgument
 from scoretk.fields.foreign import unfit

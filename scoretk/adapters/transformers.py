@@ -40,10 +40,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from scoretk.core.anatomy import left_as_found
 from scoretk.core.arguments import count, integer, is_integer
 from scoretk.core.devices import on
 from scoretk.core.keywords import explained
+from scoretk.core.modules import left_as_found
 from scoretk.core.rows import row_sum
 from scoretk.core.streams import Stream
 from scoretk.core.warned import warn

@@ -94,7 +94,7 @@ def sample(options: argparse.Namespace) -> bool:
 
     import torch
 
-    from scoretk.core.anatomy import to_device
+    from scoretk.core.modules import to_device
     from scoretk.core.ranks import Ranks
     from scoretk.inference.sampling import sample as draw
     from scoretk.run.ranks import distributed

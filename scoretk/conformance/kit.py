@@ -12,9 +12,9 @@ from torch import Tensor
 
 from scoretk.conformance.laws import LAWS, Law
 from scoretk.conformance.subject import Case, NotApplicable, Subject, Violation
-from scoretk.core.anatomy import left_as_found
 from scoretk.core.dependencies import required
 from scoretk.core.keywords import explained
+from scoretk.core.modules import left_as_found
 from scoretk.fields.foreign import no_field
 from scoretk.fields.protocols import is_field, offers
 from scoretk.plugins import ModelSpec, describe, find_model, load

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from scoretk.conformance.kit import CheckResult
-from scoretk.core.anatomy import left_as_found
 from scoretk.core.arguments import event_shape
 from scoretk.core.arrays import aligned
 from scoretk.core.devices import wide
 from scoretk.core.keywords import explained
+from scoretk.core.modules import left_as_found
 from scoretk.core.noise import Noise
 from scoretk.core.rows import row_sum
 from scoretk.core.streams import Stream

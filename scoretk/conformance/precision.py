@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from scoretk.conformance.subject import Case, Subject
-from scoretk.core.anatomy import modules_of
+from scoretk.core.modules import modules_of
 
 __all__ = ["in_float64"]
 

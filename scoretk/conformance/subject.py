@@ -11,7 +11,7 @@ from unittest import SkipTest
 import torch
 from torch import Tensor
 
-from scoretk.core.anatomy import state_like
+from scoretk.core.modules import state_like
 from scoretk.core.noise import Noise
 from scoretk.core.streams import Stream
 from scoretk.fields.protocols import is_timed, offers, optional

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scoretk.core.anatomy import field_tensors
+from scoretk.core.modules import field_tensors
 from scoretk.errors import InvalidArgument, ScoretkError
 
 __all__ = [

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoretk.core.anatomy import network_dtype
+from scoretk.core.modules import network_dtype
 from scoretk.core.streams import Stream
 from scoretk.errors import MissingCapability
 from scoretk.fields.foreign import no_field

@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 from torch import distributions as td
 
-from scoretk.core.anatomy import state_like
 from scoretk.core.keywords import explained
+from scoretk.core.modules import state_like
 from scoretk.core.rows import row_sum
 from scoretk.core.streams import Stream
 from scoretk.errors import InvalidArgument, MissingCapability

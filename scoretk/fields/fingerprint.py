@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoretk.core.anatomy import left_as_found, outermost_modules, state_like
 from scoretk.core.arguments import keyword_names
+from scoretk.core.modules import left_as_found, outermost_modules, state_like
 from scoretk.core.noise import Noise
 from scoretk.core.streams import Stream
 from scoretk.errors import InvalidArgument, SingularConversion

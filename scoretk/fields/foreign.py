@@ -16,8 +16,8 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-from scoretk.core.anatomy import asked
 from scoretk.core.arguments import function
+from scoretk.core.modules import asked
 from scoretk.errors import InvalidArgument, ScoretkError
 
 __all__ = [

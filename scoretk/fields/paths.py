@@ -99,7 +99,7 @@ class GaussianPath(ABC):
 
     steers: ClassVar[bool] = True
     """Its tensors are float64 whatever the state is, and do not tell the state's dtype
-    (`scoretk.core.anatomy.state_like`).
+    (`scoretk.core.modules.state_like`).
     """
 
     @abstractmethod

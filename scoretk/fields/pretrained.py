@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-from scoretk.core.anatomy import outermost_modules
 from scoretk.core.arguments import conditions
 from scoretk.core.dependencies import required
 from scoretk.core.keywords import explained
+from scoretk.core.modules import outermost_modules
 from scoretk.core.sealed import Unreadable, plain_json, read_sealed, write_sealed
 from scoretk.core.versions import versions
 from scoretk.core.warned import warn

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoretk.core.anatomy import network_dtype, state_like
 from scoretk.core.arguments import (
     a_row_each,
     conditions,
@@ -24,6 +23,7 @@ from scoretk.core.arguments import (
 )
 from scoretk.core.arguments import device as as_device
 from scoretk.core.devices import has_float64
+from scoretk.core.modules import network_dtype, state_like
 from scoretk.errors import InvalidArgument, UnknownName
 from scoretk.fields.distribution import in_free_space
 from scoretk.fields.protocols import field_name, is_field, is_timed, offers, optional

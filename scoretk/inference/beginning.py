@@ -12,9 +12,9 @@ from einops import rearrange
 from torch import Tensor
 from torch.distributions import Independent, Normal
 
-from scoretk.core.anatomy import left_as_found
 from scoretk.core.cost import Cost, together
 from scoretk.core.devices import wide
+from scoretk.core.modules import left_as_found
 from scoretk.core.noise import derive
 from scoretk.fields.distribution import from_distribution
 from scoretk.fields.resolve import StaticField, resolve

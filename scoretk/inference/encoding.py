@@ -47,10 +47,10 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from scoretk.core.anatomy import as_networks_take, check_place, left_as_found
 from scoretk.core.arguments import conditions, count, counts, positive, tensor_like
 from scoretk.core.cost import Cost
 from scoretk.core.keywords import explained
+from scoretk.core.modules import as_networks_take, check_place, left_as_found
 from scoretk.core.rows import across, finite_rows, row_dot, select_rows
 from scoretk.errors import InvalidArgument, Status
 from scoretk.fields.convert import coefficients

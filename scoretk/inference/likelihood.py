@@ -45,11 +45,11 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from scoretk.core.anatomy import as_networks_take, check_place, left_as_found
 from scoretk.core.arguments import conditions, count, integer, is_integer, option, pair, tensor_like
 from scoretk.core.arrays import aligned, aligned_values
 from scoretk.core.cost import Cost
 from scoretk.core.keywords import explained
+from scoretk.core.modules import as_networks_take, check_place, left_as_found
 from scoretk.core.noise import Noise, derive
 from scoretk.core.streams import Stream
 from scoretk.errors import InvalidArgument, MissingCapability, Status

@@ -21,10 +21,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from scoretk.core.anatomy import check_place, left_as_found, state_like
 from scoretk.core.arguments import count
 from scoretk.core.cost import Cost
 from scoretk.core.devices import wide
+from scoretk.core.modules import check_place, left_as_found, state_like
 from scoretk.core.noise import Noise
 from scoretk.core.streams import Stream
 from scoretk.errors import InvalidArgument

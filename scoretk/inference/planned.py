@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoretk.core.anatomy import field_tensors
 from scoretk.core.arguments import count
 from scoretk.core.arrays import aligned
 from scoretk.core.identity import stable_text, tensor_digest, weights_digest
+from scoretk.core.modules import field_tensors
 from scoretk.core.noise import Noise, derive
 from scoretk.core.versions import versions
 from scoretk.errors import InvalidArgument
@@ -27,7 +27,8 @@ from scoretk.run.batch import Batch
 from scoretk.run.fits import Kept
 from scoretk.run.record import RECORDERS, Constraining, KeepAll, OfRows, Recorder, Room
 from scoretk.run.schedule import Schedule
-from scoretk.run.store import TRUTHS, Store, Streaming
+from scoretk.run.store import TRUTHS, Store
+from scoretk.run.streaming import Streaming
 from scoretk.solvers.base import adapts, is_grid, traits
 
 __all__ = ["PlannedRun"]

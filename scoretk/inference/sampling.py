@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoretk.core.anatomy import check_place, left_as_found, to_device, walk
+from scoretk.core.anatomy import walk
 from scoretk.core.arguments import count, integer, option
 from scoretk.core.identity import Identity, stable_text
 from scoretk.core.keywords import explained
+from scoretk.core.modules import check_place, left_as_found, to_device
 from scoretk.inference.asked import (
     batches_asked,
     by_adjoint,

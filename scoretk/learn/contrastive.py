@@ -20,8 +20,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from scoretk.core.anatomy import as_networks_take, check_place, left_as_found
 from scoretk.core.arguments import count, counts, finite, fraction, tensor_like
+from scoretk.core.modules import as_networks_take, check_place, left_as_found
 from scoretk.core.noise import Noise, derive
 from scoretk.core.rows import select_rows
 from scoretk.core.streams import Stream

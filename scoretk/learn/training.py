@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
-from scoretk.core.anatomy import learning, walk
+from scoretk.core.anatomy import walk
 from scoretk.core.arguments import count, function, tensor_like
 from scoretk.core.arrays import aligned
 from scoretk.core.devices import sent
 from scoretk.core.identity import Identity, stable_text, tensor_digest
+from scoretk.core.modules import learning
 from scoretk.core.noise import derive
 from scoretk.core.sealed import is_count
 from scoretk.errors import CheckpointError, InvalidArgument, ScoretkError

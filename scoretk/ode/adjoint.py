@@ -33,7 +33,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoretk.core.anatomy import field_tensors, left_as_found
+from scoretk.core.modules import field_tensors, left_as_found
 from scoretk.core.once import known_once
 from scoretk.core.rows import across
 from scoretk.errors import InvalidArgument, ScoretkError, Status

@@ -24,9 +24,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scoretk.core.anatomy import left_as_found
 from scoretk.core.arguments import count, floats, option, positive
 from scoretk.core.keywords import explained
+from scoretk.core.modules import left_as_found
 from scoretk.core.noise import Noise
 from scoretk.errors import InvalidArgument
 from scoretk.fields.paths import GaussianPath, Tabulated

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint as recomputed
 
-from scoretk.core.anatomy import left_as_found
 from scoretk.core.compiling import PartCompiler, parts_compiled_by
+from scoretk.core.modules import left_as_found
 from scoretk.errors import ChainFailure, Status
 from scoretk.run.capture import CALL, Captured, Engine
 from scoretk.run.moment import Loop, Moment, failures, is_free, looked_at, outcome

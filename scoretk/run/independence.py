@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoretk.core.anatomy import field_tensors
+from scoretk.core.modules import field_tensors
 from scoretk.core.rows import finite_rows, select_rows
 from scoretk.errors import InvalidArgument
 from scoretk.fields.constrained import users_shape

@@ -10,9 +10,7 @@ They are made by the process that comes to it first. A chunk has the draws of ch
 so that batches of several processes are written without locks, and each file is replaced as a
 whole: who reads meanwhile finds chunks that are there or not.
 
-Draws are collected on the device in a ring (`Streaming`). A chunk that is full is copied while the steps
-go on into the rest of it (on CUDA by a stream of its own, to memory that is pinned), and written by
-a thread.
+Draws get there by `scoretk.run.streaming`.
 """
 
 from __future__ import annotations
@@ -23,9 +21,8 @@ import os
 import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,17 +35,16 @@ from scoretk.core.dependencies import required
 from scoretk.core.files import as_path, folder_to_write, replace_folder
 from scoretk.core.inferencedata import ARVIZ_NAMES
 from scoretk.core.keywords import explained_class
-from scoretk.core.sealed import Stored, from_bytes, to_bytes
+from scoretk.core.sealed import from_bytes, to_bytes
 from scoretk.errors import InvalidArgument, OutputExists, StoreError
 from scoretk.fields.layout import Layout
-from scoretk.run.record import Received, Record, Stats
+from scoretk.run.record import Record
+from scoretk.run.writer import Writer
 
 __all__ = [
-    "LEAST_BLOCK",
     "Contents",
     "Store",
     "StoredRun",
-    "Streaming",
     "Zarr",
     "chains_a_chunk",
     "column",
@@ -65,10 +61,6 @@ RING = 1 << 26
 """Bytes of a ring, about, where the user says nothing of the length of a chunk."""
 LARGEST_CHUNK = 1 << 26
 """Bytes of a chunk, at most, where it has more than one chain."""
-LEAST_BLOCK = 16
-"""How many draws a ring has room for beside a chunk, at least, so that blocks of steps are no
-shorter than those of a run whose draws are kept in memory.
-"""
 ADVICE = (
     "Choose another path or remove it; to take up the run that wrote it, give the checkpoint= that "
     "it was saved to"
@@ -192,7 +184,7 @@ class Store:
         writes: bool = True,
     ) -> None:
         self.folder, self.contents, self.batches = asked.folder, contents, batches
-        self.arrays, self.writer = dict[str, Any](), _Writer()
+        self.arrays, self.writer = dict[str, Any](), Writer()
         self._draws, self._once, self._made, self._writes = asked.draws, once, False, writes
         self._way_on = (
             "when there is room the same call, with its checkpoint=, goes on from there"
@@ -363,7 +355,7 @@ class Store:
     def close(self) -> None:
         """End the thread that writes, and give its memory back, when all is written that can be."""
         self.writer.close()
-        self.writer = _Writer()
+        self.writer = Writer()
 
     def open(self) -> None:
         """Open the arrays that are there, so that each chunk is written, also one of NaN alone."""
@@ -672,263 +664,3 @@ def as_stored(name: str, value: np.ndarray) -> np.ndarray:
 def as_reported(name: str, value: np.ndarray) -> np.ndarray:
     """The inverse of `as_stored`."""
     return -value if name == "energy" else value
-
-
-@dataclass
-class _Half:
-    """Memory of the host for a chunk on its way to the disk, and what is still to be done with it."""
-
-    tensors: dict[str, Tensor] = field(default_factory=dict)
-    writing: Future[None] | None = None
-
-    def free(self) -> None:
-        """Wait until it may be written into again.
-
-        Raises:
-            StoreError: What was in it could not be written.
-        """
-        writing, self.writing = self.writing, None
-        if writing is not None:
-            writing.result()
-
-
-class _Writer:
-    """What is on its way from rings to the disk: two chunks at most, one after the other."""
-
-    def __init__(self) -> None:
-        self.halves, self._turn = (_Half(), _Half()), 0
-        self._thread: ThreadPoolExecutor | None = None
-        self._side: Any = None
-        self._copied: Any = None
-        self._broken: BaseException | None = None
-
-    def begin(
-        self, parts: Mapping[str, Tensor], write: Callable[[dict[str, np.ndarray]], None]
-    ) -> None:
-        """Copy tensors to the host, and have them written there.
-
-        On a device with streams the copy has one of its own: the steps go on meanwhile. What
-        follows the next copy may overwrite what this one copies, and waits for it, on the device.
-        """
-        half, self._turn = self.halves[self._turn], 1 - self._turn
-        half.free()
-        device = next(iter(parts.values())).device
-        module = None if device.type == "cpu" else torch.get_device_module(device)
-        streams = module is not None and hasattr(module, "Stream")
-        for name, value in parts.items():
-            room = half.tensors.get(name)
-            if room is None or room.shape[1:] != value.shape[1:] or len(room) < len(value):
-                half.tensors[name] = torch.empty(value.shape, dtype=value.dtype, pin_memory=streams)
-        rooms = {name: half.tensors[name][: len(value)] for name, value in parts.items()}
-        copied = self._copy_beside(module, parts, rooms) if streams else None
-        if not streams:
-            for name, value in parts.items():
-                rooms[name].copy_(value)
-        host = {name: room.numpy() for name, room in rooms.items()}
-
-        def written() -> None:
-            if self._broken is not None:  # what follows a gap is not to be counted
-                raise self._broken
-            try:
-                if copied is not None:
-                    copied.synchronize()
-                write(host)
-            except BaseException as error:
-                self._broken = error
-                raise
-
-        self._thread = self._thread or ThreadPoolExecutor(1, thread_name_prefix="scoretk-store")
-        half.writing = self._thread.submit(written)
-
-    def _copy_beside(
-        self, module: Any, parts: Mapping[str, Tensor], rooms: Mapping[str, Tensor]
-    ) -> Any:
-        """Copy in a stream of its own; the event after it."""
-        now = module.current_stream()
-        if self._copied is not None:
-            now.wait_event(self._copied)
-        self._side = self._side or module.Stream()
-        self._side.wait_stream(now)
-        with module.stream(self._side):
-            for name, value in parts.items():
-                value.record_stream(self._side)
-                rooms[name].copy_(value, non_blocking=True)
-            self._copied = self._side.record_event()
-        return self._copied
-
-    def wait(self) -> None:
-        """Wait until all is written.
-
-        Raises:
-            StoreError: It cannot be.
-        """
-        for half in self.halves:
-            half.free()
-
-    def close(self) -> None:
-        """Wait until all is written that can be, and end the thread."""
-        if self._thread is not None:
-            self._thread.shutdown(wait=True)
-
-
-@dataclass
-class _Progress:
-    """How far a stream is: how many draws a chunk has, and how many have gone from the ring."""
-
-    chunk: int = 1
-    written: int = 0
-
-
-@dataclass(frozen=True, eq=False)
-class Streaming:
-    """The recorder of a batch whose draws go to a store.
-
-    Its record is a ring of the last draws, written in place as that of `KeepAll`: a block of steps
-    that is made again fills it with the same numbers. Only between blocks (`passed`) are chunks
-    taken from it, so what is written are draws that stay.
-
-    Args:
-        store: Where they go.
-        rows: Which chains of the run the batch has.
-    """
-
-    store: Store
-    rows: slice
-    _now: _Progress = field(default_factory=_Progress)
-
-    def position(self, x: Tensor) -> Tensor:
-        return x
-
-    def most(self) -> int:
-        """How many draws a block of steps may add.
-
-        The ring has room for these, for a chunk that is on its way to the host, and for less than a
-        chunk that is not full.
-        """
-        return max(self._now.chunk, LEAST_BLOCK)
-
-    def _ring(self, like: Mapping[str, Tensor]) -> Record:
-        """An empty ring for draws like these; its arrays are in the store from now on."""
-        chunk = self.store.draws_a_chunk(like["x"])
-        with self.store.told():
-            self.store.made(like, chunk)
-        self._now.chunk, size = chunk, 2 * chunk + max(chunk, LEAST_BLOCK)
-        return Record.from_flat({n: v.new_empty((size, *v.shape)) for n, v in like.items()})
-
-    def add(self, record: Record, x: Tensor, stats: Stats, index: int, total: int) -> Record:
-        """Write draw number `index` into the ring."""
-        record = record if record.tensors else self._ring(Record({"x": x}, stats).flat())
-        at = index % len(record.tensors["x"])
-        record.tensors["x"][at] = x
-        for name, value in stats.items():
-            record.stats[name][at] = value
-        return record
-
-    def extend(
-        self, record: Record, xs: Tensor, stats: Stats, chosen: list[int], index: int, total: int
-    ) -> Record:
-        """As `add` for each chosen step of a block, in one copy."""
-        if not record.tensors:
-            first = {name: value[0] for name, value in stats.items()}
-            record = self._ring(Record({"x": xs[0]}, first).flat())
-        rings, size, done = record.flat(), len(record.tensors["x"]), 0
-        while done < len(chosen):  # once, or twice where the ring's end lies between
-            at = (index + done) % size
-            part = chosen[done : done + size - at]
-            for name, value in Record({"x": xs}, stats).flat().items():
-                own = value if len(part) == len(value) else value[part]
-                rings[name][at : at + len(part)] = own
-            done += len(part)
-        return record
-
-    def passed(self, record: Record, count: int, status: Tensor, failed_at: Tensor) -> None:
-        """Begin to write the chunks that are full.
-
-        Args:
-            record: The ring.
-            count: How many draws have been made.
-            status: The status of each chain.
-            failed_at: Where each failed.
-
-        Raises:
-            StoreError: What was begun before could not be written.
-        """
-        now = self._now
-        while record.tensors and count - now.written >= now.chunk:
-            self._begin(record, now.written, now.chunk, status, failed_at, now.written + now.chunk)
-            now.written += now.chunk
-
-    def flushed(self, record: Record, count: int, status: Tensor, failed_at: Tensor) -> None:
-        """As `passed`, with the chunk that is not full, and wait until all is written.
-
-        Raises:
-            StoreError: It cannot be written.
-        """
-        self.passed(record, count, status, failed_at)
-        now = self._now
-        if record.tensors and count >= now.written:  # of an earlier moment more is written already
-            # also of no further draws, as a chain may have another status by now
-            self._begin(record, now.written, count - now.written, status, failed_at, count)
-        self.store.writer.wait()
-
-    def ended(self, record: Record, count: int, status: Tensor, failed_at: Tensor) -> None:
-        """As `flushed`; of a batch that was over when it was taken up, what became of its chains."""
-        self.flushed(record, count, status, failed_at)
-        if not record.tensors and count:
-            self.store.open()
-            fates = {"status": status, "failed_at": failed_at}
-            self.store.write(self.rows, 0, {name: v.cpu().numpy() for name, v in fates.items()})
-
-    def filled(self, record: Record, count: int) -> Record:
-        """What a checkpoint has of it: nothing, as all is in the store."""
-        return Record()
-
-    def restored(
-        self, saved: Mapping[str, Stored | Received], count: int, total: int, device: torch.device
-    ) -> Record:
-        """The ring as it was after `count` draws, from what the store has of its last chunk.
-
-        Of a batch that is over, here or in another process, there is nothing to go on with.
-        """
-        if count in (0, total):
-            return Record()
-        store, now = self.store, self._now
-        store.open()
-        names = ["x", *(f"stats/{name}" for name in store.names())]
-        like = {n: _tensor(store.read(n, self.rows, 0, 1)[0], device) for n in names}
-        record = self._ring(like)
-        now.written = count // now.chunk * now.chunk
-        size = len(record.tensors["x"])
-        for name, ring in record.flat().items():
-            if now.written < count:
-                part = _tensor(store.read(name, self.rows, now.written, count), device)
-                for i in range(count - now.written):
-                    ring[(now.written + i) % size] = part[i]
-        return record
-
-    def _begin(
-        self, record: Record, start: int, n: int, status: Tensor, failed_at: Tensor, kept: int
-    ) -> None:
-        """Take draws from the ring, and begin to write them."""
-        size = len(record.tensors["x"])
-        at = [i % size for i in range(start, start + n)]
-        parts = {name: _cut(ring, at) for name, ring in record.flat().items()} if n else {}
-        values = self.store.contents.values
-        if n and values is not None:
-            parts["named"] = values(parts["x"])
-        parts |= {"status": status, "failed_at": failed_at}
-        made = np.full(len(status), kept)
-        self.store.writer.begin(
-            parts, lambda host: self.store.write(self.rows, start, host | {"kept": made})
-        )
-
-
-def _tensor(value: np.ndarray, device: torch.device) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(value)).to(device)
-
-
-def _cut(ring: Tensor, at: list[int]) -> Tensor:
-    """Some draws of a ring, which may go round its end; a view where they do not."""
-    if at[-1] >= at[0]:
-        return ring[at[0] : at[-1] + 1]
-    return torch.cat([ring[at[0] :], ring[: at[-1] + 1]])

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import scoretk as stk
-from scoretk.core.anatomy import asked, learning
+from scoretk.core.modules import asked, learning
 from scoretk.errors import InvalidArgument
 from scoretk.learn import Recipe, fit
 from tests.adapters.test_denoisers import external  # noqa: F401 (a fixture)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import scoretk as stk
-from scoretk.core import anatomy
+from scoretk.core import modules
 from scoretk.errors import InvalidArgument, MissingDependency, UnknownName
 
 BRINGS = [
@@ -77,7 +77,7 @@ def test_a_field_of_the_callers_own_comes_back(trained, tmp_path):
 def test_a_registered_model_comes_back_by_its_name(tmp_path):
     field = stk.load("digits-energy")
     with torch.no_grad():
-        for p in anatomy.modules_of(field)[0].parameters():
+        for p in modules.modules_of(field)[0].parameters():
             p.mul_(1.01)
     folder = stk.save_pretrained(field, tmp_path, model="digits-energy")
     found = stk.load_pretrained(folder)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from scoretk.adapters.flows.supports import Support
-from scoretk.core.anatomy import state_like
+from scoretk.core.modules import state_like
 from scoretk.core.rows import row_sum
 from scoretk.core.streams import Stream
 from scoretk.fields.protocols import NoiseSource

@@ -19,9 +19,9 @@ from scoretk.adapters.flows.normflows import _NormFlows
 from scoretk.adapters.flows.onto import ASKED, _asked_onto, _check_falls_off
 from scoretk.adapters.flows.zuko import _Zuko, _ZukoLaw
 from scoretk.adapters.owned import generators_kept
-from scoretk.core.anatomy import left_as_found, modules_of
 from scoretk.core.arguments import event_shape as as_event_shape
 from scoretk.core.keywords import explained
+from scoretk.core.modules import left_as_found, modules_of
 from scoretk.errors import InvalidArgument
 from scoretk.fields.constrained import constrained
 from scoretk.fields.foreign import adapter_of, no_field, owners, within

@@ -22,9 +22,9 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from scoretk.core.anatomy import as_networks_take, field_tensors, left_as_found
 from scoretk.core.arguments import conditions, count, finite
 from scoretk.core.keywords import explained
+from scoretk.core.modules import as_networks_take, field_tensors, left_as_found
 from scoretk.core.noise import Noise
 from scoretk.core.rows import finite_rows
 from scoretk.diagnostics.plot.figures import COLORS, array, dot, the_axes

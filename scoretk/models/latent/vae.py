@@ -35,10 +35,10 @@ from einops import rearrange, repeat
 from torch import Tensor
 from torch import distributions as td
 
-from scoretk.core.anatomy import left_as_found
 from scoretk.core.arguments import count, option, tensor_like
 from scoretk.core.cost import Cost
 from scoretk.core.devices import constant_like, wide
+from scoretk.core.modules import left_as_found
 from scoretk.core.noise import Noise, derive
 from scoretk.core.rows import select_rows
 from scoretk.core.streams import Stream

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from scoretk.core.anatomy import state_like
+from scoretk.core.modules import state_like
 from scoretk.core.noise import Noise
 from scoretk.demo.bench.mnist.data import Split
 from scoretk.demo.bench.mnist.estimates import CHUNK, Nats, exactly
