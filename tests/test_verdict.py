@@ -8,8 +8,9 @@ import torch
 from scipy import stats
 
 import scoretk as stk
-from scoretk.diagnostics import mixing, verdict
-from scoretk.diagnostics.verdict import RATE, Sampler
+from scoretk.diagnostics import judging, mixing, verdict
+from scoretk.diagnostics.judging import RATE
+from scoretk.diagnostics.verdict import Sampler
 from scoretk.errors import Status
 from scoretk.models.targets.mixture import gaussian
 from tests.marks import slow_but
@@ -162,7 +163,7 @@ def test_deviates_are_standard_normal_where_chains_agree(size):
         if not np.isnan(z).all():
             assert stats.kstest(z, "norm").pvalue > 1e-6
             assert abs(z).max() < 5.2
-    assert (mixing.between(mixing.split(x), verdict.SLACK) < 4.5).all()
+    assert (mixing.between(mixing.split(x), judging.SLACK) < 4.5).all()
     limit = -stats.norm.ppf(math.sqrt(RATE / (4 * 300 * x.shape[1])))
     assert not mixing.outlying(x, limit).any()
 
@@ -338,12 +339,12 @@ def test_a_summary_without_drift_misses_a_trend(monkeypatch):
         ),
     )
     assert kinds(trend) == {"drift", "disagree"} or kinds(trend) == {"drift"}
-    monkeypatch.setattr(verdict, "drift", lambda x, lattice: (np.zeros(len(x)), np.zeros(len(x))))
+    monkeypatch.setattr(judging, "drift", lambda x, lattice: (np.zeros(len(x)), np.zeros(len(x))))
     assert not kinds(trend)
 
 
 def test_a_summary_without_folding_misses_what_is_in_the_spread(monkeypatch):
-    monkeypatch.setattr(verdict, "fold", lambda x: x)
+    monkeypatch.setattr(judging, "fold", lambda x: x)
     assert not kinds(BY_NAME[DIFFERS])
 
 
@@ -373,8 +374,8 @@ def drifting_at(coordinate):
 
 
 def test_a_summary_that_does_not_turn_misses_period_two(monkeypatch):
-    monkeypatch.setattr(verdict, "flipped", lambda x: x)
-    monkeypatch.setattr(verdict, "alternation", verdict.drift)
+    monkeypatch.setattr(judging, "flipped", lambda x: x)
+    monkeypatch.setattr(judging, "alternation", judging.drift)
     assert not kinds(BY_NAME["bits that alternate"])
 
 
@@ -391,7 +392,7 @@ def test_a_few_draws_from_far_away_drift_in_their_mean_only(monkeypatch):
     assert {f.kind for f in found.findings} == {"drift"}
     assert "their mean" in found.verdict
     monkeypatch.setattr(
-        verdict, "drift", lambda v, lattice: mixing.drift(mixing.normal_scores(v), lattice)
+        judging, "drift", lambda v, lattice: mixing.drift(mixing.normal_scores(v), lattice)
     )
     blind = drawn(few_far_draws(3)).summary()
     assert blind.ok

@@ -34,7 +34,7 @@ MOVED = {
     "solvers.tuning": "solvers.warmup.step_size solvers.warmup.scales solvers.warmup.halving",
     "solvers.tuned": "solvers.warmup.tuned",
     "mixing": "diagnostics.mixing",
-    "verdict": "diagnostics.verdict",
+    "verdict": "diagnostics.verdict diagnostics.judging",
     "summary": "diagnostics.summary",
     "record": "run.record",
     "checkpoint": "run.checkpoint",

@@ -26,13 +26,13 @@ from torch import Tensor
 
 from scoretk.core.devices import wide
 from scoretk.core.keywords import explained
+from scoretk.diagnostics.judging import RATE
 from scoretk.diagnostics.mixing import FEWEST, f_deviate, paired, z_limit
 from scoretk.diagnostics.summary import COLUMNS, MOST, Summary, entry_names
 from scoretk.diagnostics.verdict import (
     FEW_EFFECTIVE,
     FEW_R_HAT,
     HIGH_R_HAT,
-    RATE,
     STRAY,
     Finding,
     Sampler,

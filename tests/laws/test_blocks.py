@@ -15,7 +15,7 @@ from scoretk.core import marks, noise, sealed
 from scoretk.core.streams import Stream
 from scoretk.demo.bench.mnist import data as mnist_data
 from scoretk.demo.bench.mnist import estimates, mixture
-from scoretk.diagnostics import calibration, convergence, discrepancies, verdict
+from scoretk.diagnostics import calibration, convergence, discrepancies, judging
 from scoretk.fields import discrete
 from scoretk.fields.variables import Derived, variables_of
 from scoretk.inference import likelihood, outcome
@@ -66,7 +66,7 @@ def traces():
 
 
 def judged():
-    found = verdict.judge(CHAINS.numpy(), list("abcde"), None, chunk=verdict.CHUNK)
+    found = judging.judge(CHAINS.numpy(), list("abcde"), None, chunk=judging.CHUNK)
     ways = [*found.drift.values(), *found.memory.values(), *found.between.values()]
     return torch.tensor(np.stack(ways)), torch.tensor(found.bulk)
 
@@ -121,7 +121,7 @@ BLOCKS = {
     (discrete, "CHUNK"): lambda _: spins(),
     (record, "CHUNK"): lambda _: moments(),
     (convergence, "CHUNK"): lambda _: (stk.diagnostics.ess(CHAINS), stk.diagnostics.rhat(CHAINS)),
-    (verdict, "CHUNK"): lambda _: judged(),
+    (judging, "CHUNK"): lambda _: judged(),
     (discrepancies, "BLOCK"): lambda _: compared(),
     (calibration, "BLOCK"): lambda _: ranked(),
     (noise, "CHUNK"): lambda _: made(),
