@@ -198,7 +198,7 @@ def conditions(value: Any, rows: int | None = None) -> dict[str, Tensor]:
 
 
 def _shared(given: Any, rows: int | None) -> str:
-    """How one row becomes the same for all chains; "" where it is not one row."""
+    """A hint on how to repeat a single row for all chains; "" where it is no single row."""
     if rows is None:
         return ""
     if isinstance(given, int | float):
@@ -274,11 +274,11 @@ def function(name: str, value: Any, form: str) -> Any:
 
 
 _TIMES = frozenset({"t", "time", "times", "timestep", "timesteps", "sigma", "sigmas"})
-"""What the parameter of a network that is no x is called."""
+"""Names of a network's time parameter."""
 
 
 def _turned(given: Sequence[str], taken: Sequence[str]) -> bool:
-    """Whether of two parameters the one that is called a time is where x is given."""
+    """Whether of two parameters the one with the name of a time stands where x is passed."""
     named = [parameter.lower() in _TIMES for parameter in taken]
     return named.count(True) == 1 and named.index(True) == given.index("x")
 
@@ -378,7 +378,7 @@ def floats(name: str, value: Any, expected: str) -> Tensor:
 
 
 def a_row_each(name: str, value: Any, shape: tuple[int, ...], rows: int | None) -> None:
-    """Check that a value is more than one row, where its axis of rows is forgotten.
+    """Refuse a value with the shape of a single row, as where the axis of chains was forgotten.
 
     Args:
         name: The argument's name.

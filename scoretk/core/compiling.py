@@ -163,7 +163,7 @@ def _graphs(key: Hashable) -> int:
 
 @contextmanager
 def _traced() -> Iterator[None]:
-    """Within this, functions are called that the compiler has not seen.
+    """A context for a call that the compiler traces.
 
     - Numbers and arrays of NumPy's that a field has from outside are guarded as they are. Torch 2.13
       takes those that it meets under a gradient for tensors of that gradient, and then fails at
@@ -184,7 +184,7 @@ def _traced() -> Iterator[None]:
 
 @contextmanager
 def _with_saved_tensors() -> Iterator[None]:
-    """Hooks of saved tensors can be used after this where they could be before it.
+    """A context that leaves the hooks of saved tensors as usable as they were.
 
     A trace that fails under a gradient may leave them off for good in torch 2.13, so that there
     could be no `torch.utils.checkpoint` any more.
@@ -252,7 +252,7 @@ def any_length(x: Tensor, *axes: int) -> Tensor:
 
 @contextmanager
 def as_a_loop() -> Iterator[None]:
-    """Within this, functions are compiled whose graphs hold loops of any lengths.
+    """A context in which functions are compiled to graphs that hold loops of any length.
 
     - Axes that happen to be equally long need not be so in another call.
     - An attribute of a tensor that a field has from outside, such as `.T`, is read within the loop
@@ -281,9 +281,9 @@ def as_a_loop() -> Iterator[None]:
 
 @contextmanager
 def _replaced(owner: Any, name: str, by: Callable[[Any], Any]) -> Iterator[None]:
-    """Within this, `by` of its own in the place of an attribute, until the last thread has left.
+    """A context in which an attribute is replaced by `by(attribute)`, until the last thread leaves.
 
-    None is put where it has none of this name, as in another torch.
+    An attribute that is not there, as in another torch, is not replaced.
     """
     with _replacing:
         own, inside = _replacements.get((owner, name), (vars(owner).get(name), 0))
@@ -350,7 +350,7 @@ _PARTS: ContextVar[PartCompiler | None] = ContextVar("parts", default=None)
 
 @contextmanager
 def parts_compiled_by(compiler: PartCompiler | None) -> Iterator[None]:
-    """Within this, parts are compiled by this one; by None they are plain calls."""
+    """A context in which this compiles the parts of steps; with None they are plain calls."""
     token = _PARTS.set(compiler)
     try:
         yield

@@ -24,5 +24,5 @@ class Cost(dict[str, int]):
 
 
 def together(parts: Sequence[Cost]) -> Cost:
-    """What several parts cost."""
+    """The sum of several costs."""
     return Cost({kind: sum(p.get(kind, 0) for p in parts) for part in parts for kind in part})

@@ -82,7 +82,7 @@ def all_and_any(flags: Tensor) -> tuple[bool, bool]:
 
 
 def flags_like(flags: Tensor, value: bool) -> Tensor:
-    """Flags of one value that the host knows, where others are."""
+    """Flags of one known value, like others, for which the device need not be asked."""
     made = torch.full_like(flags, value, dtype=torch.bool)
     if not made.is_inference():
         _READ[made] = (made._version, (value, value))
@@ -110,7 +110,7 @@ def on(constant: Tensor, device: torch.device) -> Tensor:
 
 
 def sent(x: Tensor, device: torch.device) -> Tensor:
-    """What the host has drawn, on a device; the host does not wait for a GPU that has other work."""
+    """A tensor of the host's on a device, without waiting for the work that a GPU has queued."""
     if device.type != "cuda" or x.device.type != "cpu":
         return x.to(device)
     return x.pin_memory().to(device, non_blocking=True)

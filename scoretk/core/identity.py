@@ -156,7 +156,7 @@ class Identity:
 
 
 def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
-    """In what two summaries differ.
+    """The entries in which two summaries differ.
 
     Args:
         theirs: The summary of a checkpoint.
@@ -253,7 +253,7 @@ def _outermost(ways: Iterable[str]) -> list[str]:
 
 
 def _mark(item: Any) -> Any:
-    """What shows that an object may have changed: of a tensor its version, else its value."""
+    """A cheap mark of an object that changes when it does: a tensor's version, else its value."""
     if isinstance(item, Tensor) and not item.is_inference():
         return id(item), item._version
     return _value(item)
@@ -293,7 +293,7 @@ def _value(item: Any) -> str:
 
 
 def _content(item: Any) -> str:
-    """What containers have besides their parts: length, keys and plain items; else nothing."""
+    """The length, keys and plain items of a container, as text; "" for anything else."""
     if isinstance(item, Mapping):
         if len(item) > MANY and _are_plain([*item.keys(), *item.values()]):
             return f" of {len(item)}: {_short(repr(dict(item)))}"
@@ -350,7 +350,7 @@ def _of_code(code: CodeType) -> str:
 
 
 def _code(code: CodeType) -> tuple[Any, ...]:
-    """All of a code object that decides what it does, and of those nested in it."""
+    """The attributes of a code object that decide what it does, with those nested in it."""
     return (
         code.co_code,
         code.co_names,

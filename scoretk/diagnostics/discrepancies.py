@@ -56,7 +56,7 @@ MEDIAN_ROWS = 2000
 
 @dataclass(frozen=True)
 class TestResult:
-    """What a test found.
+    """The result of a test.
 
     Args:
         statistic: The statistic of the test.

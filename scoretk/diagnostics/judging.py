@@ -68,7 +68,7 @@ PLACE, SPREAD, TURN, VALUE = "place", "spread", "turn", "value"
 
 @dataclass(frozen=True)
 class Chains:
-    """What the tests found, by coordinate `(d,)`; the dicts are by the way of looking.
+    """The results of the tests, by coordinate `(d,)`; the dicts are by the way of looking.
 
     Args:
         names: The names of the coordinates.

@@ -187,7 +187,7 @@ def findings(
     sampler: Sampler,
     exact_ends: bool = False,
 ) -> tuple[Finding, ...]:
-    """What is wrong with the draws of the chains that are well.
+    """The findings about the draws of the chains that did not fail.
 
     Args:
         x: Draws of these chains, `(chains, n, d)`.
@@ -249,7 +249,7 @@ def findings(
 def _extras(
     x: Array, stats: Mapping[str, Array], sampler: Sampler
 ) -> tuple[list[Array], list[str]]:
-    """What is judged besides the coordinates, `(chains, n)` each, and its names."""
+    """What is judged besides the coordinates, `(chains, n)` each, with names."""
     values, names = [], []
     energy = stats.get("energy")
     if energy is not None and energy.ndim == 2 and np.isfinite(energy).all():
@@ -341,7 +341,7 @@ def _movement(
 
 
 def low_acceptance(stats: Mapping[str, Array], sampler: Sampler) -> Iterator[Finding]:
-    """The finding that hardly any proposal is accepted, of reports by draw or averages."""
+    """The finding of a low acceptance rate, from reports by draw or averages."""
     accept = stats.get("accept")
     if accept is not None and np.isfinite(accept).any() and float(np.nanmean(accept)) < LOW_ACCEPT:
         yield Finding(

@@ -159,7 +159,7 @@ def plain_base(field: Any) -> NormalBase | UniformStates:
 
 
 def as_base(value: object, event_shape: tuple[int, ...]) -> Base:
-    """A base from what a user has.
+    """A base from a distribution, a field with `draw`, or a tensor of samples.
 
     Args:
         value: A torch distribution, a field with `draw`, or a tensor `(n, *event_shape)` of

@@ -136,7 +136,7 @@ def _number(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 
 def followed(energy: Tensor, x: Tensor) -> Tensor:
-    """A part of an energy, if autograd has followed it from x.
+    """A part of an energy, refused where autograd does not follow it from x.
 
     Other parts, such as a Jacobian, would hide that it was not.
 

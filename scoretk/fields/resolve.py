@@ -107,7 +107,7 @@ class StaticField:
         return score_of_energy(lambda y: self.energy(y, **cond), x, self.native)
 
     def passing_score(self, x: Tensor, **cond: Tensor) -> Tensor:
-        """As `score`, like x, where only the end of a way is looked at, as by a Metropolis decision.
+        """As `score`, like x, at points between two ends that a Metropolis decision compares.
 
         A score that is autograd's of an energy is NaN where the energy is not finite, for which the
         energy has to be computed beside its gradient. In passing it is whatever autograd makes of it.

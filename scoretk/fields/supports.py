@@ -570,7 +570,7 @@ class Ordered:
 
 
 def _mirrored(bits: Tensor) -> Tensor:
-    """From the bits of a floating-point number to its rank, one above the number's before it, and back."""
+    """From the bits of floating-point numbers to integers in the same order, and back."""
     return torch.where(bits >= 0, bits, torch.iinfo(bits.dtype).min - bits)
 
 

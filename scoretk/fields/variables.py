@@ -223,7 +223,7 @@ def outside(argument: str, value: Any, constraint: Any) -> InvalidArgument:
 
 
 def _amiss(given: Iterable[Any], known: Mapping[str, Any]) -> str:
-    """Which names are missing, and which are no variable's."""
+    """The names that are missing, and those that no variable has, as a hint."""
     names = list(given)
     missing = [name for name in known if name not in names]
     left = [f"{', '.join(missing)} missing"] if missing else []
@@ -232,7 +232,7 @@ def _amiss(given: Iterable[Any], known: Mapping[str, Any]) -> str:
 
 
 def _all(inside: Tensor, lead: int) -> Tensor:
-    """Whether all is inside, over all axes but so many leading ones."""
+    """Whether all entries are inside, over all axes but `lead` leading ones."""
     return inside.flatten(lead).all(-1) if inside.ndim > lead else inside
 
 
@@ -327,7 +327,7 @@ def _variable(name: str, spec: Any) -> Variable:
 
 
 def _meant(spec: Any) -> str:
-    """What would say of a variable what this is meant to; "" where that is not known."""
+    """A hint on how to write what this spec probably means; "" where that is not known."""
     if isinstance(spec, Distribution):
         shape = tuple(spec.batch_shape + spec.event_shape)
         kind = type(spec).__name__

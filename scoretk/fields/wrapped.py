@@ -259,7 +259,7 @@ class Wrapped:
         return self.kind in FLOWS
 
     def exponents(self, parts: Sequence[tuple[float, float]]) -> tuple[float, float]:
-        """With which exponents it has its fields' densities in time, see `combine.powers.exponents`.
+        """The exponents of its fields' densities in time, see `combine.powers.exponents`.
 
         Args:
             parts: Those of each of its fields in time, in the order of `inner`.
@@ -333,7 +333,7 @@ def _agree(values: Sequence[Any]) -> bool:
 
 
 def _meaning(value: Any) -> Any:
-    """What of a capability is compared.
+    """The part of a capability that is compared.
 
     Of the maps to and from the user's space it is the bijection, whatever field it is around.
     """

@@ -125,7 +125,7 @@ def check_temperature(model: Any, solver: Any) -> None:
 
 
 def default_solver(model: Any) -> Solver:
-    """The solver that needs no settings, by what the field has."""
+    """The default solver of a field."""
     if is_timed(model):
         return ProbabilityFlow()
     if "states" in offers(model) and "energy" in offers(model):
@@ -143,7 +143,7 @@ def default_solver(model: Any) -> Solver:
 
 
 def named_solver(solver: Any) -> Solver:
-    """The solver of an argument; of an ODE method's name it is said which solver has it."""
+    """The solver that an argument means; for an ODE method's name the error names its solver."""
     try:
         found: Solver = as_solver("solver", solver)
     except UnknownName as error:
@@ -180,7 +180,7 @@ def chain_ids(chains: int | range | None, start: Tensor | None) -> range:
 
 
 def _how_many(chains: int | range | None) -> int | None:
-    """How many chains are asked for, where that is said."""
+    """The number of chains, None where it is not given."""
     return len(chains) if isinstance(chains, range) else chains
 
 
@@ -211,7 +211,7 @@ def batches_asked(ids: range, batch: int, tuning: int) -> list[BatchAsked]:
 
 
 def default_batch(chains: int) -> int:
-    """How many chains run together where nobody says so: all, or enough batches for many ranks.
+    """The default of `batch`: all chains, or enough batches for many ranks.
 
     However many ranks there are, since the last bits of matrix products depend on it. A multiple of
     the least, so that a store's chunks have so many chains.
@@ -238,7 +238,7 @@ def warmup_plan(solver: Solver, warmup: int | Warmup | None) -> Warmup:
 def check_pilot(
     parts: list[BatchAsked], solver: Solver, start: Tensor | None, rows: dict[str, Tensor]
 ) -> None:
-    """Refuse `init` or `cond` where chains that are not asked for tune, and would need them too."""
+    """Refuse `init` or `cond` where chains that are not asked for tune: their rows are missing."""
     first = parts[0]
     if len(first.ids) == len(first.ids[first.returned]) or (start is None and not rows):
         return
@@ -253,7 +253,7 @@ def check_pilot(
 
 
 def keep_asked(keep: Any, solver: Solver) -> tuple[Zarr | None, str]:
-    """The store that draws go to, or None, and what is kept of them."""
+    """The store that draws go to, or None; and which draws are kept."""
     streamed = keep if isinstance(keep, Zarr) else None
     asked = keep.keep if isinstance(keep, Zarr) else keep
     asked = ("last" if is_grid(solver) else "all") if asked is None else asked
@@ -364,7 +364,7 @@ def free_start(
 def condition_rows(
     cond: Mapping[str, Tensor] | None, chains: int, place: StatePlace
 ) -> dict[str, Tensor]:
-    """The conditions where the state is, floating-point ones in its dtype."""
+    """The conditions on the state's device, floating-point ones in its dtype."""
     rows = {}
     for name, value in conditions(cond, chains).items():
         rows[name] = value.to(

@@ -186,7 +186,7 @@ def covers(field: Any, base: Any, population: Population) -> tuple[bool, Cost]:
 
 
 def _far(law: Any, room: Room) -> tuple[Any, Cost]:
-    """A law from which to search, as far out as the field has room for; None where it has none.
+    """A law to search from, as wide as the field has density for; None where it has none.
 
     Where hardly any draw of a wide law has density, as of a field on a ball, the pilot would be
     copies of few chains, which say nothing of where the field is.
@@ -216,7 +216,7 @@ def room_about(field: Any, population: Population, law: Any) -> tuple[float, Cos
 
 
 def _beyond(found: Any, law: Any) -> bool:
-    """Whether a normal law reaches out of another in some coordinate."""
+    """Whether one normal law reaches beyond another in some coordinate."""
     reach = (found.mean - law.mean).abs() + found.stddev
     return bool((reach > BEYOND * law.stddev).any())
 
@@ -255,10 +255,10 @@ def usual_jumps(look: Draws | None) -> int:
 
 
 def _explores_slowly(look: Draws) -> bool:
-    """Whether the energy of the short run explores slowly, which it does where tails are heavy.
+    """Whether the energy of the short run explores slowly, as it does where tails are heavy.
 
-    Then it has not seen all of the field: nor does a base that is made of it cover that, nor can
-    draws be held to it.
+    Then the run has not seen all of the field: a base made of it need not cover the field, and
+    draws cannot be compared with it.
     """
     x = look.x.flatten(2)[..., :1] if look.x.ndim > 2 else look.x  # all are not judged here
     one = replace(look, x=x, final=x[:, -1])

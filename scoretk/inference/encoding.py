@@ -77,7 +77,7 @@ LOOKED_AT = 8
 
 @dataclass(frozen=True)
 class Latents:
-    """What `encode` found.
+    """The result of `encode`.
 
     Args:
         x: The latents at t = 0, `(batch, *event_shape)`, NaN where the status is not OK.

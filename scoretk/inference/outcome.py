@@ -23,7 +23,7 @@ from scoretk.solvers.base import traits
 __all__ = ["draws_of"]
 
 CHUNK = 1 << 22
-"""Of how many numbers of draws the variables are computed at a time."""
+"""For how many numbers of x the variables are computed at a time."""
 BY_CHAIN = "draws chains ... -> chains draws ..."
 
 
@@ -34,7 +34,7 @@ def draws_of(
     done: list[Finished],
     settings: dict[str, Any],
 ) -> Draws:
-    """What `sample` hands back: draws, statistics, how each chain ended, and what it cost."""
+    """The result of `sample`: draws, statistics, how each chain ended, and the cost."""
     ids, solver, keep = run.ids, run.solver, run.keep
     cost: dict[str, int] = {}
     for batch, part, finished in zip(batches, parts, done, strict=True):
@@ -118,7 +118,7 @@ def _whole(run: PlannedRun, records: list[Record]) -> Record:
 
 
 def _variables(model: Any, x: Tensor | None) -> dict[str, Any]:
-    """What draws say of named variables; the values of those that x does not hold itself."""
+    """The entries of `Draws` for named variables: layout, and values that x does not hold."""
     names = named(model)
     if names is None:
         return {}

@@ -338,7 +338,7 @@ def _told(found: Estimate, draws: Draws, doubted: bool) -> Estimate:
 
 
 def _in_free_space(field: Any, base: Any) -> tuple[Any, Any]:
-    """The field and the base in the space that kernels work in.
+    """The field and the base in free space, where kernels work.
 
     They have no map to the user's space, so that draws stay in free space.
     """
@@ -449,7 +449,7 @@ def _doubts(stderr: float, apart: float, ladder: Ladder, *, blind: bool = False)
 
     Args:
         stderr: The standard error.
-        apart: As `_disagreement` has it.
+        apart: The result of `_disagreement`.
         ladder: The ladder.
         blind: Whether the short run has not seen all of the field, and the base does not cover it.
     """

@@ -68,7 +68,7 @@ NARROWEST = 1e-6
 
 
 class Aims(NamedTuple):
-    """What a ladder is tuned to.
+    """The targets that a ladder is tuned to.
 
     Args:
         refine: Whether its levels are divided further until the variance of the log weights of
@@ -88,7 +88,7 @@ class Aims(NamedTuple):
 
     @property
     def forgotten(self) -> float:
-        """The largest correlation of what is to be forgotten that is left by the moves at a level."""
+        """The largest autocorrelation that the moves at a level may leave."""
         return EACH_FORGOTTEN if self.every else FORGOTTEN
 
 
@@ -121,7 +121,7 @@ class Population(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What a pilot found.
+    """The result of a pilot.
 
     Args:
         ladder: The ladder.
@@ -283,14 +283,14 @@ class _Pilot:
         return wide(log_gain(self.field, self.base, self.x)[0])
 
     def _known(self) -> Tensor:
-        """What the moves are to forget, `(1, chains)` or, of each coordinate too, `(1 + d, chains)`."""
+        """The quantities that the moves must decorrelate, `(1, chains)` or `(1 + d, chains)`."""
         gain = self._whole_gain()[None]
         if not self.aims.every:
             return gain
         return torch.cat([gain, wide(self.x.reshape(len(self.x), -1).T)])
 
     def _correlation(self, before: Tensor) -> float:
-        """The largest correlation of what is to be forgotten before the moves and now, over the population."""
+        """The largest correlation over the population of these quantities before the moves and now."""
         a, b = (each - each.mean(1, keepdim=True) for each in (before, self._known()))
         found: Tensor = (a * b).sum(1) / (a.square().sum(1) * b.square().sum(1)).sqrt()
         return float(found.nan_to_num(0.0, 0.0, 0.0).max())

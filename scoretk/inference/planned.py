@@ -106,7 +106,7 @@ class PlannedRun:
         return Batch(bound, noise, begin_at, schedule, self.recorder(part), restart, drawn)
 
     def recorder(self, part: BatchAsked) -> Recorder:
-        """What keeps a batch's draws: in the user's space where the solver works in another."""
+        """The recorder of a batch's draws, which keeps them in the user's space."""
         kept: Recorder = RECORDERS[self.keep]
         if self.store is not None:
             kept = Streaming(self.store, part.given)
@@ -118,7 +118,7 @@ class PlannedRun:
         return recorder if constrain is None else Constraining(recorder, constrain)
 
     def what_is_kept(self, schedule: Schedule) -> Kept:
-        """What the run keeps, in numbers."""
+        """How much the run keeps."""
         model, names = self.model, named(self.model)
         shape = optional(model, "constrained_shape") or event_shape_of(model)
         final = math.prod(int(n) for n in shape)
@@ -129,7 +129,7 @@ class PlannedRun:
         return Kept(self.keep, chains, draws, *numbers, place.dtype, place.device, streamed)
 
     def settings(self, schedule: Schedule) -> dict[str, Any]:
-        """What tells one run from another.
+        """The settings that tell one run from another.
 
         A checkpoint is resumed only by a run with equal settings.
         """

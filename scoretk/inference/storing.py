@@ -75,7 +75,7 @@ def saving_of(
 def _told_to_a_store(
     settings: dict[str, Any], identity: Identity | None, saved: Checkpoint | None
 ) -> dict[str, Any]:
-    """What a store says of its run, by which it is known where no checkpoint knows it.
+    """The settings in a store by which its run is recognised where there is no checkpoint.
 
     Settings do not tell fields apart whose code differs: without the identity of a run with a
     checkpoint a store is nobody's to begin anew in.

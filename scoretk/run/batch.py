@@ -18,7 +18,7 @@ __all__ = ["Batch", "begin_batch"]
 
 @dataclass(frozen=True)
 class Batch:
-    """What is a batch's own.
+    """A batch of chains: its field, noise, start, schedule and recorder.
 
     Args:
         bound: The field with the condition rows of its chains bound.

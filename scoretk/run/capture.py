@@ -1,4 +1,4 @@
-"""What of a run is compiled, and into what.
+"""The compiled engine: which steps of a run are compiled, and into which graphs.
 
 A solver says only what of it can be captured: its whole step (`capturable`), its step once the
 step's length is known (`capturable_ahead`), or the parts that its step is made of
@@ -357,7 +357,7 @@ def has_loop(solver: Any, x: Tensor) -> bool:
 
 
 def compiled_for(solver: Any, state: Any) -> str:
-    """What a solver's steps are compiled for.
+    """A key of what a graph of the solver's steps depends on.
 
     That is its settings but for those that are data to them, or that its state carries: one
     function serves all step sizes that warmup may find, or that are given back.
@@ -372,7 +372,7 @@ def compiled_for(solver: Any, state: Any) -> str:
 
 
 def on_data(solver: Any, device: torch.device) -> Any:
-    """The solver with the numbers that are data to its steps as tensors `()`, for a graph of these.
+    """The solver with the numbers in `Traits.as_data` as tensors `()`: one graph for all values.
 
     Of one that was tuned by another run it is the kernel, whose steps are the same: what was tuned is
     in the state, so that one graph serves both.
@@ -399,7 +399,7 @@ def _as_tensors(value: Any, device: torch.device) -> Any:
 
 
 def _of_any_length(now: Now, rows: bool) -> Now:
-    """What a function of any number of chains is called with, and of any number of rows of a grid.
+    """The run, marked so that one graph serves any number of chains and of rows of a grid.
 
     A tensor that is two leaves of a state at once becomes two, as a loop carries it as two.
     """
@@ -416,7 +416,7 @@ def _of_any_length(now: Now, rows: bool) -> Now:
 
 
 def _of_two(step: int, count: int, values: list[Tensor]) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """The indices of steps, which of them are made, and their noise, for at least two steps.
+    """Step indices, which of the steps are made, and their noise, padded to two steps.
 
     A graph of any number of steps is for more than one: one step is made as the second of two, both
     of them from the same state. (A step after it might have no row in a grid's table.)
@@ -462,7 +462,7 @@ def _length(heard: Heard, values: int) -> int:
 
 
 def _turns(tape: Tape, values: int) -> int:
-    """The number of calls that are played together, for a state of so many values."""
+    """How many calls one launch replays, for a state of so many values."""
     chains = len(tape.noise.chains)
     drawn = sum(chains * torch.Size(request.shape).numel() for request in tape.asked)
     return max(1, min(TURNS, TURNS_VALUES // max(1, (values + drawn) * tape.length)))

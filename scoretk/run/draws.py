@@ -59,7 +59,7 @@ READ_BY = {
 """What reads the other formats."""
 STREAMED = ".zarr"
 READERS: dict[str, Callable[[str | Path], Draws]] = {}
-"""What reads formats of draws that are no file, by the modules that know them."""
+"""Readers of draws that are folders, registered by the modules that know the format."""
 SHOWN = 20
 """How many rows of the summary a notebook shows."""
 KIND = "draws"
@@ -83,13 +83,13 @@ _THEIRS = {
     "draws.plot()": "plot_trace show",
 }
 ELSEWHERE = {name: way for way, names in _THEIRS.items() for name in names.split()}
-"""Where draws have what other packages call so."""
+"""Where to find what other packages call by these names."""
 WITHOUT_IDS = {"ids": False}
 """The entry of a header that says that chains had no ids, as in files from before checksums."""
 
 
 class Tuning(dict[str, Tensor]):
-    """What a run's warmup has tuned, by name, and of which run it is.
+    """The values that a run's warmup tuned, by name, with the run's provenance.
 
     Attributes:
         provenance: As in `Draws`.
@@ -104,7 +104,7 @@ class Tuning(dict[str, Tensor]):
 
     @property
     def tuned(self) -> Tuning:
-        """This itself, as draws have it."""
+        """Itself, so that a `Tuning` can be given where draws can."""
         return self
 
 
@@ -144,8 +144,8 @@ class Draws:
         half_mean: The mean of the first half of each chain's draws, like `mean`, where moments were
             kept of four draws or more.
         half_var: The variance of the first half, like it.
-        half_draws: Of how many draws the halves are, `(chains, 2)`.
-        tuned: What warmup has tuned, by name, such as "step_size" and "scale";
+        half_draws: The number of draws in each half, `(chains, 2)`.
+        tuned: The values that warmup tuned, by name, such as "step_size" and "scale";
             `solver.tuned_by(draws.tuned)`, or `tuned_by(draws)`, gives it back to a solver.
         chains: The id of each chain, which its noise depends on, `(chains,)`.
         layout: Which named variables x holds side by side; None where they have no names.
@@ -218,7 +218,7 @@ class Draws:
             )
 
     def _way_to(self, name: str) -> str:
-        """Where draws have what is asked for by this name; "" where that is not known."""
+        """Where to find what is asked for by this name; "" where that is not known."""
         held = vars(self)
         layout, stats = held.get("layout"), held.get("stats") or {}
         if layout is not None and name in layout.shapes:
@@ -246,7 +246,7 @@ class Draws:
         return self.x
 
     def _values(self, x: Tensor) -> Tensor:
-        """What names are of: the variables side by side, or x itself."""
+        """The numbers that the names refer to: the variables side by side, or x itself."""
         return x if self.named is None else self.named
 
     @overload

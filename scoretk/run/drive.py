@@ -114,8 +114,8 @@ def engine_of(loop: Loop, *, compiled: bool, recompute: bool = False) -> Engine:
 class Eager:
     """The engine that makes steps one by one.
 
-    No masks are made while all chains are well. On the CPU each step looks whether they are; on a
-    device the steps of a block are noted, and made again with masks where one of them was not well
+    No masks are made while all chains are well. On the CPU that is tested at each step; on a device
+    at the end of a block, which is made again with masks where a chain was not well
     (`scoretk.run.settle`).
 
     Args:
@@ -153,7 +153,7 @@ class Eager:
         return after if watching.all_passed() else None
 
     def _steps(self, moment: Moment, steps: int, watching: Watching | None) -> Moment:
-        """The moment after so many steps; with somebody watching as long as all chains are well."""
+        """The moment after so many steps; every step is masked where nobody is `watching`."""
         schedule, recorder = self.loop.schedule, self.loop.recorder
         tunes = moment.tuning is not None and moment.step < schedule.warmup
         now = Now(moment.state, moment.status, moment.failed_at, moment.reach)
@@ -207,7 +207,7 @@ class Eager:
 
 
 def _made_as_found(solver: Any, field: Any, *rest: Any) -> Made:
-    """`make_step` with modules in the modes of a run, which is over when gradients call it again."""
+    """`make_step` with modules in eval mode: gradients may call it again when the run is over."""
     with left_as_found(getattr(field, "native", field), True):
         return make_step(solver, field, *rest)
 

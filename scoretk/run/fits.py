@@ -23,7 +23,7 @@ what cannot hold these has not held torch.
 
 @dataclass(frozen=True)
 class Kept:
-    """What a run keeps, in numbers.
+    """How much a run keeps: the numbers that its memory follows from.
 
     Args:
         keep: "all", "last" or "moments".

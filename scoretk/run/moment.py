@@ -45,7 +45,7 @@ ATTEMPTS = 100
 
 @dataclass(frozen=True, eq=False)
 class Loop:
-    """What stays the same while a run goes from moment to moment.
+    """The constant part of a run: what does not change from moment to moment.
 
     Args:
         solver: The solver that makes the steps.
@@ -64,7 +64,7 @@ class Loop:
 
 @dataclass
 class Moment:
-    """All that a run is after `step` steps.
+    """The complete state of a run after `step` steps.
 
     Args:
         state: The solver's state.
@@ -119,8 +119,8 @@ def begin(
         noise: The noise of the chains.
         tunes: Whether warmup is to tune the solver.
         tuned: What other chains have tuned for these, by name.
-        restart: The start that an attempt makes, by its number, for chains that are not finite at the
-            one before; None to take x as it is.
+        restart: Makes the start of an attempt, by its number, for chains whose energy or score was
+            not finite before; None to take x as it is.
     """
     state = checked_start(solver.init(bound, x, noise), x)
     finite, attempts = finite_chains(state), 0
@@ -188,12 +188,12 @@ def extent(x: Tensor) -> Tensor:
 
 
 def is_free(solver: Any) -> bool:
-    """Whether no acceptance holds the chains and no grid says how far they may go."""
+    """Whether neither a Metropolis decision nor a grid bounds how far chains may go."""
     return not is_grid(solver) and not traits(solver).exact
 
 
 def looked_at(moment: Moment) -> Moment:
-    """The moment with a look at how far its chains are."""
+    """The moment, with the largest magnitude of each chain noted in `looks`."""
     assert moment.looks is not None
     return replace(moment, looks=torch.stack([moment.looks[1], extent(moment.state.x)]))
 

@@ -55,7 +55,7 @@ class Record:
     own: bool = False
 
     def held(self) -> Record:
-        """The record as a moment holds it: what it has is changed no more."""
+        """The record as a moment holds it: its tensors are not written into again."""
         return replace(self, own=False)
 
     def flat(self) -> dict[str, Tensor]:
@@ -102,7 +102,7 @@ class Recorder(Protocol):
 
 @dataclass(frozen=True)
 class Received:
-    """A tensor that another process has told, as `Stored` is one in a file.
+    """A tensor that another process has sent, with the interface of `Stored`.
 
     Args:
         value: The tensor.
@@ -122,7 +122,7 @@ class Received:
         return len(self.value)
 
     def into(self, out: Tensor) -> Tensor:
-        """Put it where it belongs."""
+        """Copy it into a tensor of its shape."""
         return out.copy_(self.value)
 
     def read(self, device: torch.device) -> Tensor:

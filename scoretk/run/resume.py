@@ -29,7 +29,7 @@ HALF = ("half_mean", "half_m2", "half_draws")
 
 @dataclass(frozen=True)
 class Saving:
-    """Where a run is saved, and what tells it from others.
+    """Where a run is saved, and the settings and identity that tell it from others.
 
     Args:
         checkpoint: Where it is saved, and how often.

@@ -14,7 +14,7 @@ __all__ = ["Schedule"]
 
 @dataclass(frozen=True)
 class Schedule:
-    """Which steps there are and which are kept.
+    """The steps of a run, and which of them are kept.
 
     Args:
         total: How many steps there are, warmup included.

@@ -48,7 +48,7 @@ at once; a leaf of more than an eighth of that is added up by itself, as copying
 
 
 class Now(NamedTuple):
-    """What a run is before a step.
+    """The part of a run that a step reads and replaces.
 
     Args:
         state: The solver's state.
@@ -78,7 +78,7 @@ class Made(NamedTuple):
 
 
 class Watching(Protocol):
-    """Who sees whether all chains are well, in a run in which they were before the step."""
+    """Tests whether all chains are still well, in a run in which they were before the step."""
 
     def passes(self, new: Any, info: Info) -> bool:
         """Whether a step's state may be taken as it is: all of it finite and within reach, and no

@@ -66,7 +66,7 @@ ADVICE = (
     "it was saved to"
 )
 ABSENT = -1
-"""What integers are where nothing has been written."""
+"""The fill value of integers."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ def chains_a_chunk(batches: list[int], bytes_of_one: int) -> int:
 
 @dataclass(frozen=True)
 class Contents:
-    """What a store is to hold, as the run knows it.
+    """The contents of a store, as the run describes them.
 
     Args:
         ids: The ids of the chains.
@@ -307,7 +307,7 @@ class Store:
             _coordinates(group[place], contents)
 
     def finish(self, outcome: Mapping[str, Tensor], cost: Mapping[str, int]) -> None:
-        """Say that all is written, and what else there is to say of the run.
+        """Mark the store as complete, and write what its arrays do not hold.
 
         Args:
             outcome: Tensors by name: "final", and what was tuned as "tuned/...".
@@ -391,7 +391,7 @@ class Store:
 
     @contextmanager
     def told(self) -> Iterator[None]:
-        """A context in which what the disk refuses is a `StoreError`."""
+        """A context in which errors of the disk are raised as a `StoreError`."""
         try:
             yield
         except (OSError, ValueError, RuntimeError) as error:
@@ -448,7 +448,7 @@ class Store:
 
 @dataclass(frozen=True)
 class StoredRun:
-    """What a store holds of a run that is over.
+    """The store of a finished run, opened.
 
     Args:
         folder: Where it is.
@@ -472,7 +472,7 @@ class StoredRun:
 
 
 def finished(path: str | os.PathLike[str]) -> StoredRun:
-    """What the store at a path holds.
+    """Open the store of a finished run.
 
     Raises:
         InvalidArgument: It is none, or of a run that is not over.
@@ -529,7 +529,7 @@ def part_of(array: Any, rows: range | np.ndarray, draws: slice) -> np.ndarray:
 
 
 def column(array: Any) -> np.ndarray:
-    """A number of each chain, all of them.
+    """Read a whole array of one number a chain.
 
     Raises:
         StoreError: A chunk is not there.
@@ -550,7 +550,7 @@ def _check_there(array: Any, chunk: tuple[int, ...]) -> None:
 
 
 def _group(folder: Path, mode: str) -> Any:
-    """A store as it is: what is written in one place of all metadata may be older, after a kill."""
+    """Open a store's root by its own metadata: the consolidated ones may be older, after a kill."""
     return zarr_module().open_group(folder, mode=mode, use_consolidated=False)
 
 
@@ -571,7 +571,7 @@ def _statistics(arrays: Mapping[str, Any]) -> list[str]:
 
 
 def _consolidate(folder: Path) -> None:
-    """Write all metadata in one place, which spares a reader of many arrays as many files."""
+    """Consolidate the metadata, so that a reader opens one file instead of one for each array."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Consolidated metadata")
         zarr_module().consolidate_metadata(folder)
@@ -608,7 +608,7 @@ def _array(
 
 
 def _compressor() -> Any:
-    """What chunks are compressed by: with a sum, so that a bit that a disk changes is an error."""
+    """The compressor of chunks, with a checksum: a bit changed on the disk is an error."""
     return zarr_module().codecs.ZstdCodec(level=0, checksum=True)
 
 
@@ -643,11 +643,11 @@ def _coordinates(group: Any, contents: Contents) -> None:
 
 
 TRUTHS = frozenset({"diverging"})
-"""Statistics that ArviZ has as yes or no."""
+"""Statistics that ArviZ stores as booleans."""
 
 
 def stored_name(name: str) -> str:
-    """What a solver's statistic is called in ArviZ."""
+    """The name of a solver's statistic in ArviZ."""
     return "lp" if name == "energy" else ARVIZ_NAMES.get(name, name)
 
 
@@ -657,7 +657,7 @@ def solver_name(name: str) -> str:
 
 
 def as_stored(name: str, value: np.ndarray) -> np.ndarray:
-    """A solver's statistic as ArviZ has it: of an energy its negative, lp."""
+    """A solver's statistic as ArviZ stores it: the negative of an energy, lp."""
     return -value if name == "energy" else value.astype(bool) if name in TRUTHS else value
 
 

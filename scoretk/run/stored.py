@@ -43,7 +43,7 @@ def _as_is(value: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class Lazy:
-    """Draws `(chains, kept, *event)` on the disk, of which is read what is asked for.
+    """Draws `(chains, kept, *event)` on the disk, of which only the parts asked for are read.
 
     Indexed, it gives a tensor of the part that the index names: of chains and draws no others are
     read. Where torch, numpy or arithmetic take it, they get all of it as one tensor, if it fits
@@ -73,7 +73,7 @@ class Lazy:
 
     @property
     def device(self) -> torch.device:
-        """Where what is read comes to: the CPU."""
+        """The device of what is read: the CPU."""
         return torch.device("cpu")
 
     @property
@@ -134,7 +134,7 @@ class Lazy:
         return replace(self, rows=own)
 
     def read(self, chains: slice, draws: slice) -> Tensor:
-        """A part of it, `(chains, draws, *event)`.
+        """Read a part, `(chains, draws, *event)`.
 
         Raises:
             InvalidArgument: It does not fit into memory.

@@ -28,7 +28,7 @@ shorter than those of a run whose draws are kept in memory.
 
 @dataclass
 class _Progress:
-    """How far a stream is: how many draws a chunk has, and how many have gone from the ring."""
+    """The state of a stream: draws in a chunk, and how many draws have left the ring."""
 
     chunk: int = 1
     written: int = 0
@@ -135,7 +135,7 @@ class Streaming:
             self.store.write(self.rows, 0, {name: v.cpu().numpy() for name, v in fates.items()})
 
     def filled(self, record: Record, count: int) -> Record:
-        """What a checkpoint has of it: nothing, as all is in the store."""
+        """The part of the record for a checkpoint: empty, as the draws are in the store."""
         return Record()
 
     def restored(

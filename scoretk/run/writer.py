@@ -16,7 +16,7 @@ __all__ = ["Writer"]
 
 @dataclass
 class _Half:
-    """Memory of the host for a chunk on its way to the disk, and what is still to be done with it."""
+    """A buffer of host memory for one chunk, and the write that uses it."""
 
     tensors: dict[str, Tensor] = field(default_factory=dict)
     writing: Future[None] | None = None
@@ -33,7 +33,7 @@ class _Half:
 
 
 class Writer:
-    """What is on its way from rings to the disk: two chunks at most, one after the other."""
+    """Copies chunks to the host and writes them in a thread: two at most, one after the other."""
 
     def __init__(self) -> None:
         self.halves, self._turn = (_Half(), _Half()), 0

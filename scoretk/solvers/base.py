@@ -290,7 +290,7 @@ class TableState(NamedTuple):
 
     @property
     def shared(self) -> frozenset[str]:
-        """Leaves that are not the chains' own."""
+        """Names of the leaves that all chains share."""
         return frozenset({"table", "step"})
 
 

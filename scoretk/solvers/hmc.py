@@ -89,7 +89,7 @@ class HMCState(NamedTuple):
 
     @property
     def shared(self) -> frozenset[str]:
-        """Leaves that are not the chains' own."""
+        """Names of the leaves that all chains share."""
         return SHARED
 
 
@@ -117,7 +117,7 @@ class Hamiltonian(Tunable):
 
     @property
     def _eps(self) -> float | None:
-        """The leapfrog step size that is given, None where it is to be tuned."""
+        """The leapfrog step size, None where warmup tunes it."""
         return self.step_size
 
     def _start(self, field: StaticField, x: Tensor, length: float) -> HMCState:
@@ -179,7 +179,7 @@ class Hamiltonian(Tunable):
 
 
 class Stepping(Hamiltonian):
-    """What kernels share whose step is a function `_stepped` of the step size, tuned or given."""
+    """Hamiltonian kernels whose step is a function `_stepped` of the step size."""
 
     def _stepped(
         self, field: StaticField, state: HMCState, noise: NoiseSource, eps: Any

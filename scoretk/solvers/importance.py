@@ -185,12 +185,12 @@ def kernel_at(field: StaticField, base: Any, weight: float, scale: Tensor | floa
 
 
 def offered_between(field: StaticField, base: Any) -> frozenset[str]:
-    """What of `OF_A_PATH` the laws between base and field offer."""
+    """Which of `OF_A_PATH` the laws between base and field offer."""
     return OF_A_PATH & offers(law_at(field, base, 0.5).native)
 
 
 def check_path(kernel: Any, field: StaticField, base: Any) -> None:
-    """Refuse a kernel that needs what the laws between base and field do not have.
+    """Refuse a kernel that needs a capability which the laws between base and field lack.
 
     Raises:
         MissingCapability: In that case.
@@ -209,7 +209,7 @@ def check_path(kernel: Any, field: StaticField, base: Any) -> None:
 def rising(
     field: StaticField, base: Any, x: Tensor, lower: float
 ) -> Callable[[float], tuple[Tensor, Tensor]]:
-    """What log weights gain on the way from level `lower` to any other, at x.
+    """The gain of log weights from level `lower` to any other level, at x.
 
     Args:
         field: The target, a static field with an energy.
@@ -391,7 +391,7 @@ class Annealing(ABC):
 
     @property
     def varying(self) -> tuple[str, ...]:
-        """What the kernel's reported evaluations are of."""
+        """The kinds of the evaluations that the kernel reports."""
         return traits(self.kernel).varying
 
     @property

@@ -125,7 +125,7 @@ class MCLMCState(NamedTuple):
 
     @property
     def shared(self) -> frozenset[str]:
-        """Leaves that are not the chains' own."""
+        """Names of the leaves that all chains share."""
         return SHARED
 
 
@@ -548,7 +548,7 @@ class AdjustedMCLMC(_Isokinetic):
         return new, self._reported(new, probability, end.error, steps * self._gradients)
 
     def _reported(self, state: HMCState, accept: Tensor, error: Tensor, gradients: int) -> Info:
-        """What a step reports; its gradients only where their number varies."""
+        """The report of a step, with the number of gradients only where it varies."""
         info = {"accept": accept, "energy": state.energy, "diverging": ~(error.abs() < DIVERGENCE)}
         if self.leapfrogs is not None:
             return info

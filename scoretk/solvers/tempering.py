@@ -94,7 +94,7 @@ class TemperingState(NamedTuple):
 
     @property
     def shared(self) -> frozenset[str]:
-        """Leaves that are not the chains' own."""
+        """Names of the leaves that all chains share."""
         return SHARED
 
 

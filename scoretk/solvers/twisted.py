@@ -87,7 +87,7 @@ class TwistedState(NamedTuple):
 
     @property
     def shared(self) -> frozenset[str]:
-        """Leaves that are not the chains' own."""
+        """Names of the leaves that all chains share."""
         return SHARED
 
 

@@ -75,7 +75,7 @@ class GHMCState(NamedTuple):
 
     @property
     def shared(self) -> frozenset[str]:
-        """Leaves that are not the chains' own."""
+        """Names of the leaves that all chains share."""
         return frozenset({"step", "step_size"})
 
 

@@ -169,7 +169,7 @@ class _Blend(Wrapped):
     def _pair(
         self, asked: Callable[..., Tensor], x: Tensor, cond: dict[str, Tensor], *, doubled: bool
     ) -> tuple[Tensor, Tensor]:
-        """What c and u say of x.
+        """The answers of c and u at x.
 
         Where one model is called with the same conditions both times, it is called once, on a batch
         of twice the size: a network that does not fill the device takes no longer for that.
@@ -244,7 +244,10 @@ class Guided(_Blend, Steered):
         return g * across(1 + self.rescale * (ratio - 1), g), c
 
     def exponents(self, parts: Sequence[tuple[float, float]]) -> tuple[float, float]:
-        """Of `c^w u^(1 - w)`: what is in the numerator, and of that the least, or, of one alone, as where both agree."""
+        """The least positive exponent of `c^w u^(1 - w)`, and the sum of the positive ones.
+
+        For w outside of (0, 1) the first is the lesser of the two fields' own.
+        """
         w, (least, most), (other, others) = self.weight, parts[0], parts[-1]
         total = max(w, 0.0) * most + max(1 - w, 0.0) * others
         return min(w * least, (1 - w) * other) if 0 < w < 1 else min(least, other), total

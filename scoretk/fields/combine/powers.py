@@ -105,7 +105,7 @@ class Powered(Members):
         )
 
     def energy(self, x: Tensor, **cond: Tensor) -> Tensor:
-        """`weight sum_i E_i(x)`, `(batch,)`.
+        """`power sum_i E_i(x)`, `(batch,)`.
 
         Raises:
             MissingCapability: One of the fields has no energy.
@@ -119,7 +119,7 @@ class Powered(Members):
         return self.power * total
 
     def score(self, x: Tensor, **cond: Tensor) -> Tensor:
-        """`weight sum_i score_i(x)`, like x."""
+        """`power sum_i score_i(x)`, like x."""
         return self.power * reduce(add, (static(f).score(x, **own) for f, own in self.told(cond)))
 
     def energy_and_grad(self, x: Tensor, **cond: Tensor) -> tuple[Tensor, Tensor]:
@@ -173,7 +173,7 @@ class PoweredTimed(OfMany):
         return super().computed | (frozenset() if self.base is None else frozenset({"base"}))
 
     def predict(self, x: Tensor, t: float | Tensor, **cond: Tensor) -> Tensor:
-        """`weight sum_i score_i(x, t)`, like x."""
+        """`power sum_i score_i(x, t)`, like x."""
         return self.power * reduce(add, (_score_at(f, x, t) for f in self.views(cond)))
 
     def exponents(self, parts: Sequence[tuple[float, float]]) -> tuple[float, float]:

@@ -41,7 +41,7 @@ __all__ = ["Adaptation", "Approach", "Learned", "WarmupStep"]
 
 
 class OwnWay(NamedTuple):
-    """Which chains take steps of their own at first, `(chains,)`, and the `OwnSettings` of each."""
+    """Which chains first take steps with settings of their own, `(chains,)`, and the settings."""
 
     far: Tensor
     log_size: Tensor
@@ -124,7 +124,7 @@ class Approach:
 
 @dataclass(frozen=True)
 class Adaptation:
-    """What warmup learns of a kernel.
+    """The adaptation of a kernel: what warmup learns, and how chains arrive.
 
     Args:
         parts: What is learned. The parts learn in this order from each step, each from the state

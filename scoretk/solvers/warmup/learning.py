@@ -47,7 +47,7 @@ class Trial(NamedTuple):
 
 @dataclass(frozen=True)
 class Lesson:
-    """A step of warmup that the parts learn from.
+    """A step of warmup, and all that the parts need to learn from it.
 
     Args:
         before: The state before the step.
@@ -75,7 +75,7 @@ class Lesson:
         return x if self.all_alive else x[self.alive]
 
     def read(self, part: Part, memory: Any) -> tuple[Any, tuple[float, ...]]:
-        """What a part remembers and has measured, of itself where it was not asked before."""
+        """A part's memory and measurements, measured now where that was not done before."""
         if self.measured is not None:
             return memory, self.measured
         memory, numbers = part.measure(memory, self)
@@ -118,7 +118,7 @@ class Part(Protocol):
         """
 
     def measure(self, memory: Any, lesson: Lesson) -> tuple[Any, tuple[Tensor, ...]]:
-        """What is learned from a step where the chains are, without a wait for it.
+        """Measure a step on the chains' device, without waiting for the result.
 
         Returns:
             The memory after that, and numbers `()` that `learn` needs on the host, which reads those

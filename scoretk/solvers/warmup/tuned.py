@@ -102,7 +102,7 @@ class Tunable:
         ), tried
 
     def tuned_by(self, draws: Any) -> Tuned:
-        """This solver with what the warmup of another run has tuned, and so with nothing to tune.
+        """This solver with the values that another run's warmup tuned, so that it needs no warmup.
 
         The tuned values replace the solver's own step size, length and scales; all else is as the
         solver says.
@@ -149,7 +149,7 @@ class Tunable:
 
 
 def _sizes(name: str, value: Tensor, event_shape: tuple[int, ...]) -> Tensor:
-    """Those numbers of a tuned value without which a step goes nowhere.
+    """The entries of a tuned value that must be positive.
 
     They are a step size, and scales; of a Cholesky factor the diagonal.
     """
@@ -160,9 +160,9 @@ def _sizes(name: str, value: Tensor, event_shape: tuple[int, ...]) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Before:
-    """The run whose tuning a solver has: its seed, how many runs of it that one went on from.
+    """The run that tuned a solver: its seed, and how many earlier runs with that seed it continued.
 
-    `ends` `(chains,)` are the marks of the rows where its chains ended.
+    `ends` `(chains,)` are the `row_marks` of where its chains ended.
     """
 
     seed: int
@@ -170,7 +170,7 @@ class Before:
     ends: Tensor
 
     def continued_by(self, seed: int, init: Any) -> int:
-        """How many runs of a seed one goes on from that begins at `init`: 0, or one more than this.
+        """How many runs a run with this seed and start continues: 0, or one more than this one did.
 
         Chains that go on where these ended, with the seed that led them there, would be moved by
         the same noise once more; so their noise is that of another seed,
@@ -183,7 +183,7 @@ class Before:
 
 
 def row_marks(x: Tensor) -> Tensor:
-    """A number by which each row of `(n, *event_shape)` is known again, `(n,)` in float64."""
+    """A checksum of each row of `(n, *event_shape)`, `(n,)` in float64."""
     rows = x.detach().cpu().float().double().flatten(1)
     return (rows * torch.linspace(1, 2, rows.shape[1], dtype=torch.float64)).sum(1)
 
@@ -203,7 +203,7 @@ class StepTunedState(NamedTuple):
 
     @property
     def shared(self) -> frozenset[str]:
-        """Leaves that are not the chains' own."""
+        """Names of the leaves that all chains share."""
         return frozenset({"step", "step_size"})
 
 
@@ -260,7 +260,7 @@ def _of_trait(name: str) -> Any:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Tuned:
-    """A solver, and the values, by name, of those leaves of its state that a warmup has tuned."""
+    """A solver with tuned values: by name, the leaves of its state that a warmup tuned."""
 
     solver: Solver
     values: dict[str, Tensor]
