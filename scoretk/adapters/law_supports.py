@@ -179,10 +179,8 @@ def _parts(law: Any) -> Sequence[Any]:
 
 def _check_chain(name: str, law: Any) -> None:
     """Check that each transform of a law is given all of its domain, and no more."""
-    given, shape = (
-        law.base_dist.support,
-        tuple(law.base_dist.batch_shape + law.base_dist.event_shape),
-    )
+    given = law.base_dist.support
+    shape = tuple(law.base_dist.batch_shape + law.base_dist.event_shape)
     for transform in law.transforms:
         domain = transform.domain
         if not (_holds(given, domain, shape) and _holds(domain, given, shape)):

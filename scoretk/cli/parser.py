@@ -32,12 +32,10 @@ def _names(*lists: Any) -> Any:
     return complete
 
 
-MODELS, SOLVERS, EITHER, TARGETS = (
-    _names(list_models),
-    _names(list_solvers),
-    _names(list_models, list_solvers),
-    _names(list_targets),
-)
+MODELS = _names(list_models)
+SOLVERS = _names(list_solvers)
+EITHER = _names(list_models, list_solvers)
+TARGETS = _names(list_targets)
 
 
 class Words(argparse.ArgumentParser):

@@ -96,10 +96,8 @@ class Enumerated:
 
     @cached_property
     def _all(self) -> tuple[Tensor, Tensor]:
-        states, sites = (
-            torch.tensor(self.inner.states, dtype=torch.float64),
-            math.prod(self.inner.event_shape),
-        )
+        states = torch.tensor(self.inner.states, dtype=torch.float64)
+        sites = math.prod(self.inner.event_shape)
         x = torch.cartesian_prod(*[states] * sites).reshape(-1, *self.inner.event_shape)
         return x, torch.softmax(-self.inner.energy(x), 0)
 

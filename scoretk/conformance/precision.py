@@ -57,8 +57,6 @@ def _tolerance(s: Subject, case: Case) -> float | None:
     except (RuntimeError, TypeError, ValueError):
         return None
     rounded = energy.float().double()
-    return (
-        COARSE
-        if torch.equal(energy.double(), rounded) and bool((energy != energy.round()).any())
-        else FINE
-    )
+    if torch.equal(energy.double(), rounded) and bool((energy != energy.round()).any()):
+        return COARSE
+    return FINE

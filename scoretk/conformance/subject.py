@@ -135,11 +135,9 @@ class Subject:
     def directions(self, case: Case) -> Tensor:
         """Random unit vectors, `(rows, *event_shape)`."""
         v = self.noise(case).normal(1, Stream.USER, self.shape)
-        return (
-            v / v.flatten(1).norm(dim=1).reshape(-1, *[1] * len(self.shape))
-            if self.shape
-            else v.sign()
-        )
+        if self.shape:
+            return v / v.flatten(1).norm(dim=1).reshape(-1, *[1] * len(self.shape))
+        return v.sign()
 
     def conditions(self, rows: Sequence[int]) -> dict[str, Tensor]:
         """The condition values of some rows of a batch."""
@@ -209,10 +207,8 @@ def close(name: str, got: Tensor, expected: Tensor, meaning: str, factor: float 
     wanted = _flat(expected.detach())
     scale = wanted.nan_to_num(0, 0, 0).abs().amax(1, keepdim=True) if wanted.numel() else wanted
     bound = factor * TOLERANCE.get(expected.dtype, 1e-4) * scale.clamp(min=1)
-    error, same = (
-        _flat((got - expected).abs()),
-        _flat((got == expected) | (got.isnan() & expected.isnan())),
-    )
+    error = _flat((got - expected).abs())
+    same = _flat((got == expected) | (got.isnan() & expected.isnan()))
     for i in (~((error <= bound) | same).all(1)).nonzero().flatten().tolist():
         raise Violation(f"{name}: {meaning}: row {i} is {_short(got[i])} and {_short(expected[i])}")
 

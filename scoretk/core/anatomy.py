@@ -256,11 +256,9 @@ def _whose_package(top: str, file: str | None) -> str:
     if any(folder.name in ("site-packages", "dist-packages") for folder in folders):
         return "installed"
     standard = {Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib")}
-    return (
-        "known"
-        if top in sys.stdlib_module_names and (file is None or standard & {*folders})
-        else "own"
-    )
+    if top in sys.stdlib_module_names and (file is None or standard & {*folders}):
+        return "known"
+    return "own"
 
 
 def names_in(code: CodeType) -> Names:
@@ -387,11 +385,9 @@ def _pickled(value: Any) -> list[Part]:
             made = reduce(value) if reduce is not None else value.__reduce_ex__(2)
     except Exception:  # noqa: BLE001 (whatever its author raises: it cannot be taken apart)
         return []
-    return (
-        [(f".__reduce__()[{i}]", piece) for i, piece in enumerate(made)]
-        if isinstance(made, tuple)
-        else []
-    )
+    if isinstance(made, tuple):
+        return [(f".__reduce__()[{i}]", piece) for i, piece in enumerate(made)]
+    return []
 
 
 def _of_default(value: defaultdict[Any, Any]) -> list[Part]:

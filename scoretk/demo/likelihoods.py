@@ -135,10 +135,8 @@ def _summed(
 ) -> Likelihood:
     """The mean over the rows that are well, from their values and the method's errors `(rows,)`."""
     well = value.isfinite()
-    n, lost = (
-        int(well.sum()),
-        f"{int((~well).sum())} of {len(well)} rows failed" if not bool(well.all()) else "",
-    )
+    n = int(well.sum())
+    lost = f"{int((~well).sum())} of {len(well)} rows failed" if not bool(well.all()) else ""
     note = "; ".join(filter(None, (lost, way.warning)))
     if n < 2:
         return Likelihood(name, way.method, None, None, None, unit, note)

@@ -137,10 +137,8 @@ def reference(model: Any, chains: int, digits: bool, label: int | None = None) -
         data, generator = _digits()[0], torch.Generator().manual_seed(0)
         held_out, train = data.test, data.train
         if label is not None:
-            held_out, train = (
-                data.test[data.test_labels == label],
-                data.train[data.train_labels == label],
-            )
+            held_out = data.test[data.test_labels == label]
+            train = data.train[data.train_labels == label]
         real = [train[torch.randperm(len(train), generator=generator)[:chains]] for _ in range(5)]
         states = optional(optional(model, "marginal") or model, "states")
         binary = states is not None and not isinstance(states, str)  # tokens are shown decoded

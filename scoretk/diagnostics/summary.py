@@ -220,11 +220,9 @@ def divergent_draws(x: Tensor, stats: Mapping[str, Tensor]) -> Tensor:
 
 def entry_names(shape: Sequence[int]) -> list[str]:
     """What the entries of an x without names are called: "x[0, 1]", or "x"."""
-    return (
-        [f"x[{', '.join(map(str, index))}]" for index in product(*map(range, shape))]
-        if shape
-        else ["x"]
-    )
+    if shape:
+        return [f"x[{', '.join(map(str, index))}]" for index in product(*map(range, shape))]
+    return ["x"]
 
 
 def _row(values: Any, most: int, weighed: Weights | None) -> dict[str, float]:

@@ -354,11 +354,9 @@ def low_acceptance(stats: Mapping[str, Array], sampler: Sampler) -> Iterator[Fin
 def _longest_run(flags: Array) -> Array:
     """The longest run of true values in each row."""
     place = np.arange(1, flags.shape[1] + 1)
-    return (
-        (place - np.maximum.accumulate(np.where(flags, 0, place), 1)).max(1)
-        if flags.shape[1]
-        else np.zeros(len(flags))
-    )
+    if flags.shape[1]:
+        return (place - np.maximum.accumulate(np.where(flags, 0, place), 1)).max(1)
+    return np.zeros(len(flags))
 
 
 def _convergence(parts: list[Chains], limit: float, sampler: Sampler) -> Iterator[Finding]:
@@ -616,8 +614,6 @@ def listed(names: list[str], found: Array, worst: int | None = None) -> str:
     """The worst coordinate by name, and how many others, as text."""
     worst = int(found.argmax()) if worst is None else worst
     others = int(found.sum()) - 1
-    return (
-        names[worst]
-        if others < 1
-        else f"{names[worst]} and {others} other{'s' if others > 1 else ''}"
-    )
+    if others < 1:
+        return names[worst]
+    return f"{names[worst]} and {others} other{'s' if others > 1 else ''}"

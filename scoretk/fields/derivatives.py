@@ -205,10 +205,8 @@ def check_no_steps(
         if not bool(blind.any()):
             return
         with torch.no_grad():
-            elsewhere, repeated = (
-                f(torch.where(blind, x.flip(0), x)).nan_to_num(),
-                f(x).nan_to_num(),
-            )
+            elsewhere = f(torch.where(blind, x.flip(0), x)).nan_to_num()
+            repeated = f(x).nan_to_num()
         # Constant in these coordinates, or with noise of its own.
         if torch.equal(elsewhere, value) or not torch.equal(repeated, value):
             return

@@ -100,10 +100,8 @@ class DistributionField(ByAutograd):
         if self.support is None:
             return self
         assert self._free is not None
-        space, shape = (
-            _Following(self, self._free.space),
-            self._free.space.free_shape(self.event_shape),
-        )
+        space = _Following(self, self._free.space)
+        shape = self._free.space.free_shape(self.event_shape)
         return Constrained(self.bare(), space, shape, self.distribution.support, space.log_density)
 
     def over_support(self) -> Constrained:

@@ -435,10 +435,8 @@ class Tabulated(GaussianPath):
             )
         object.__setattr__(self, "alphas_cumprod", table)
         # knots in increasing t: t = 0 (k = N - 1), 1/N, ..., 1 (the data)
-        knots, silent = (
-            torch.cat([table.log().flip(0) / 2, table.new_zeros(1)]),
-            float(table[-1]) == 0,
-        )
+        knots = torch.cat([table.log().flip(0) / 2, table.new_zeros(1)])
+        silent = float(table[-1]) == 0
         cubics = (
             _monotone_cubics(knots[1:], steepest=STEEPEST) if silent else _monotone_cubics(knots)
         )

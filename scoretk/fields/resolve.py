@@ -215,10 +215,8 @@ class TimedField:
         """
         if self.source == "velocity":
             return [partial(self.predict, t=t) for t in times]
-        path, shape = (
-            gaussian_path(self.native, "velocity"),
-            (*times.shape, *(1 for _ in self.event_shape)),
-        )
+        path = gaussian_path(self.native, "velocity")
+        shape = (*times.shape, *(1 for _ in self.event_shape))
         rates, shifts = (
             c.reshape(shape) for c in row_coefficients(path, times, self.source, "velocity", dtype)
         )

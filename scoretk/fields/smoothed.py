@@ -281,10 +281,8 @@ class Smoothed(Wrapped, GaussianPathField):
         )
         if self.weighted:
             usable = log_weight.isfinite()
-            u, log_weight = (
-                select_rows(usable, u, torch.zeros_like(u)),
-                log_weight.where(usable, -torch.inf),
-            )
+            u = select_rows(usable, u, torch.zeros_like(u))
+            log_weight = log_weight.where(usable, -torch.inf)
         weights = torch.softmax(rearrange(log_weight, "(batch k) -> batch k", k=k), 1)
         mean, variance = _jackknife(weights, rearrange(u, "(batch k) ... -> batch k ...", k=k))
         if pull is not None:

@@ -115,11 +115,9 @@ def weigh(s: Tensor, states: States) -> Tensor:
 def labels(x: Tensor, states: States) -> Tensor:
     """The number of the state nearest to each site: `(chains, sites)` of int64."""
     x = by_site(x, states)
-    return (
-        x.argmax(-1)
-        if isinstance(states, str)
-        else (x - values(states, x.dtype, x.device)).abs().argmin(-1)
-    )
+    if isinstance(states, str):
+        return x.argmax(-1)
+    return (x - values(states, x.dtype, x.device)).abs().argmin(-1)
 
 
 def place(

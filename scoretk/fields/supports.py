@@ -146,19 +146,15 @@ def _next(bound: Tensor, upwards: bool) -> Tensor:
 
 def _at_least(x: Tensor, bound: Bound, nexts: dict[torch.dtype, float]) -> Tensor:
     """`x`, but at least the next number after the bound."""
-    return (
-        torch.maximum(x, _next(constant_like(bound, x), True))
-        if isinstance(bound, Tensor)
-        else x.clamp(min=nexts[x.dtype])
-    )
+    if isinstance(bound, Tensor):
+        return torch.maximum(x, _next(constant_like(bound, x), True))
+    return x.clamp(min=nexts[x.dtype])
 
 
 def _at_most(x: Tensor, bound: Bound, nexts: dict[torch.dtype, float]) -> Tensor:
-    return (
-        torch.minimum(x, _next(constant_like(bound, x), False))
-        if isinstance(bound, Tensor)
-        else x.clamp(max=nexts[x.dtype])
-    )
+    if isinstance(bound, Tensor):
+        return torch.minimum(x, _next(constant_like(bound, x), False))
+    return x.clamp(max=nexts[x.dtype])
 
 
 def _as(bound: Bound, like: Tensor) -> Bound:

@@ -216,11 +216,9 @@ def default_batch(chains: int) -> int:
     However many ranks there are, since the last bits of matrix products depend on it. A multiple of
     the least, so that a store's chunks have so many chains.
     """
-    return (
-        max(1, -(-chains // (SHARED_CHAINS * SHARED_BATCHES))) * SHARED_CHAINS
-        if shares()
-        else chains
-    )
+    if shares():
+        return max(1, -(-chains // (SHARED_CHAINS * SHARED_BATCHES))) * SHARED_CHAINS
+    return chains
 
 
 def warmup_plan(solver: Solver, warmup: int | Warmup | None) -> Warmup:

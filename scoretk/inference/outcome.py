@@ -51,13 +51,11 @@ def draws_of(
     ]
     kept = batches[-1].schedule.kept_before(batches[-1].schedule.total)
     record = _whole(run, [f.record for f, _ in asked])
-    joined, stats = (
-        record.tensors,
-        {
-            name: rearrange(value, BY_CHAIN) if keep == "all" else value / kept
-            for name, value in record.stats.items()
-        },
-    )
+    joined = record.tensors
+    stats = {
+        name: rearrange(value, BY_CHAIN) if keep == "all" else value / kept
+        for name, value in record.stats.items()
+    }
     common: dict[str, Any] = {
         "final": torch.cat([f.final for f, _ in asked]),
         "status": torch.cat([f.status[rows] for f, rows in asked]),

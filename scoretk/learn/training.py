@@ -50,12 +50,10 @@ class Training:
         state: Any,
         held_out: Tensor | None = None,
     ) -> None:
-        self.module, self.players, self.recipe, self.seed = (
-            module,
-            players,
-            recipe,
-            count("seed", seed),
-        )
+        self.module = module
+        self.players = players
+        self.recipe = recipe
+        self.seed = count("seed", seed)
         self.measure = players[0].loss if evaluate is None and len(players) == 1 else evaluate
         for player in players:
             function("loss", player.loss, "loss(rows, generator)")
@@ -414,10 +412,8 @@ def _note(error: Exception, rows: Tensor, parameters: list[nn.Parameter]) -> Non
 
 
 def _parameters(player: Player, module: nn.Module) -> list[nn.Parameter]:
-    known, found = (
-        set(module.parameters()),
-        [p for p in player.module.parameters() if p.requires_grad],
-    )
+    known = set(module.parameters())
+    found = [p for p in player.module.parameters() if p.requires_grad]
     if not found or not known.issuperset(found):
         raise InvalidArgument(
             "module",
@@ -474,8 +470,6 @@ def _name(make: Any) -> Any:
     """What tells one maker of optimisers from another, without addresses in memory."""
     if isinstance(make, partial):
         return [_name(make.func), repr(make.args), repr(make.keywords)]
-    return (
-        None
-        if make is None
-        else f"{make.__module__}.{getattr(make, '__qualname__', type(make).__qualname__)}"
-    )
+    if make is None:
+        return None
+    return f"{make.__module__}.{getattr(make, '__qualname__', type(make).__qualname__)}"

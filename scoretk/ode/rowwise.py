@@ -373,11 +373,9 @@ def integrate_rows(
         UnknownName: No pair has this name.
     """
     pair = method if isinstance(method, Pair) else PAIRS[option("method", method, PAIRS)]
-    start, end, attempts = (
-        finite("start", start),
-        finite("end", end),
-        count("max_steps", max_steps, least=1),
-    )
+    start = finite("start", start)
+    end = finite("end", end)
+    attempts = count("max_steps", max_steps, least=1)
     t = torch.full(x.shape[:1], start, dtype=widest(x.device), device=x.device)
     wanted = None if at is None else _inside(at, start, end).to(t)
     tolerances = _tolerance("rtol", rtol, x), _tolerance("atol", atol, x)
@@ -562,10 +560,8 @@ def _places(
 
 def _met(shared: Integration, step: Attempt, wanted: Tensor) -> Tensor:
     """Which of the times asked for lie in each row's accepted step, `(rows, times)` of bool."""
-    since, left = (
-        (wanted - step.t[:, None]) * shared.span,
-        (step.t_after[:, None] - wanted) * shared.span,
-    )
+    since = (wanted - step.t[:, None]) * shared.span
+    left = (step.t_after[:, None] - wanted) * shared.span
     return (since > 0) & (left >= 0) & step.accepted[:, None]
 
 
@@ -589,11 +585,9 @@ def _report(
 
 def _settle(found: RowSolution, active: ActiveRows, status: Tensor, spent: int) -> None:
     """Write down the rows that end here."""
-    found.x[active.rows], found.t[active.rows], found.status[active.rows] = (
-        active.x,
-        active.t,
-        status,
-    )
+    found.x[active.rows] = active.x
+    found.t[active.rows] = active.t
+    found.status[active.rows] = status
     found.evaluations[active.rows] = spent
 
 

@@ -338,11 +338,9 @@ def _takes_any(kind: type[Any]) -> bool:
 
 
 def _spelled(entry: Entry, kind: type[Any]) -> str:
-    return (
-        f"scoretk.{kind.__name__}"
-        if entry.value == BUILT_IN_SOLVERS.get(entry.name)
-        else entry.value.replace(":", ".")
-    )
+    if entry.value == BUILT_IN_SOLVERS.get(entry.name):
+        return f"scoretk.{kind.__name__}"
+    return entry.value.replace(":", ".")
 
 
 def _plain(value: Any) -> Any:

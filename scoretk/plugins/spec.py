@@ -111,10 +111,8 @@ def _check_interface(value: object) -> None:
         raise InvalidArgument("interface", value, "a positive integer")
     if value in INTERFACES:
         return
-    older, newer = (
-        "The plugin was written for an older scoretk: upgrade the plugin",
-        "The plugin was written for a newer scoretk: pip install --upgrade scoretk",
-    )
+    older = "The plugin was written for an older scoretk: upgrade the plugin"
+    newer = "The plugin was written for a newer scoretk: pip install --upgrade scoretk"
     expected = " or ".join(map(str, INTERFACES))
     raise InvalidArgument(
         "interface", value, expected, older if value < INTERFACES.start else newer

@@ -333,11 +333,9 @@ class ChEES(Hamiltonian):
         return DualAveraging(self.accept, "harmonic")
 
     def _lengths(self) -> tuple[Part, ...]:
-        return (
-            ()
-            if self.length is not None
-            else (SquaredJumps(self.learning_rate, self.most, self._dense),)
-        )
+        if self.length is not None:
+            return ()
+        return (SquaredJumps(self.learning_rate, self.most, self._dense),)
 
     def _halton_step(
         self, field: StaticField, state: HMCState, noise: NoiseSource, shorter: Tensor | None = None

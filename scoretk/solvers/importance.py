@@ -266,10 +266,8 @@ def move(
         The new x, the mean acceptance of the steps `(chains,)`, and the evaluations that they
         reported in all `(chains,)`.
     """
-    state, accept = (
-        kernel.init(field, x / scale, noise),
-        torch.zeros(len(x), dtype=x.dtype, device=x.device),
-    )
+    state = kernel.init(field, x / scale, noise)
+    accept = torch.zeros(len(x), dtype=x.dtype, device=x.device)
     evaluations = torch.zeros(len(x), dtype=torch.int64, device=x.device)
     for _ in range(steps):
         state, info = kernel.step(field, state, noise)

@@ -282,11 +282,9 @@ class _Isokinetic(Tunable):
             Scales(self.metric, ("step_size",) if tuned else ()),
             *self._multiples(),
         )
-        return (
-            Adaptation(parts, Approach(self.metric, always=True) if tuned else None)
-            if self._learns
-            else Adaptation()
-        )
+        if self._learns:
+            return Adaptation(parts, Approach(self.metric, always=True) if tuned else None)
+        return Adaptation()
 
     def _pooled(self) -> Part:
         """The part of warmup that tunes the step size."""
@@ -483,11 +481,9 @@ class AdjustedMCLMC(_Isokinetic):
     @property
     def step_cost(self) -> Mapping[str, int]:
         """The energy at the end, and one gradient a drift, which `step` reports where they vary."""
-        return (
-            {"energy": 1}
-            if self.leapfrogs is None
-            else {"energy": 1, "score": self.leapfrogs * self._gradients}
-        )
+        if self.leapfrogs is None:
+            return {"energy": 1}
+        return {"energy": 1, "score": self.leapfrogs * self._gradients}
 
     @property
     def _learns(self) -> bool:

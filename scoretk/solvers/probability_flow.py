@@ -193,11 +193,9 @@ class ProbabilityFlow:
 
     def milestones(self, field: TimedField) -> tuple[bool, ...]:
         """Which steps complete an interval of the grid."""
-        return (
-            (True,) * (len(self.times(field)) - 1)
-            if self.adaptive
-            else self._tableau(field).milestones
-        )
+        if self.adaptive:
+            return (True,) * (len(self.times(field)) - 1)
+        return self._tableau(field).milestones
 
     def start(self, field: TimedField, x: Tensor, noise: NoiseSource) -> Tensor:
         """A draw x of the base, brought from t = 0 to the grid's first time."""
@@ -292,11 +290,9 @@ class ProbabilityFlow:
         if field.path is None:
             return end == 1
         sigma = float(field.path.sigma(end))
-        return (
-            self.denoise
-            if sigma > 0
-            else field.source == "velocity" or not velocity_determinate(field, end)
-        )
+        if sigma > 0:
+            return self.denoise
+        return field.source == "velocity" or not velocity_determinate(field, end)
 
     def _last_inside(self, field: TimedField, end: float, dtype: torch.dtype) -> float:
         """The time at which the closing step starts.

@@ -259,10 +259,8 @@ class ReverseSDE:
         mean = alpha D, d = sqrt(2) sigma, and so p = h / s^2.
         """
         t, a, b, c, spread, length2 = read_row(state.table, state.step)
-        x, z = (
-            state.x,
-            noise.normal(state.step, Stream.PROPOSAL, tuple(state.x.shape[1:]), state.x.dtype),
-        )
+        x = state.x
+        z = noise.normal(state.step, Stream.PROPOSAL, tuple(state.x.shape[1:]), state.x.dtype)
         data = field.denoise(x, t)
         mean = _plus(_plus(x * a, b, data), c, state.last)
         if self.rule == "sample":

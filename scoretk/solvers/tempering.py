@@ -346,11 +346,9 @@ class ParallelTempering(Tunable):
         return state, report, Seen(accept, swap)
 
     def _kernel(self, state: TemperingState) -> Any:
-        return (
-            with_step_size(self.kernel, float(state.step_size))
-            if self._tunes_step_size
-            else self.kernel
-        )
+        if self._tunes_step_size:
+            return with_step_size(self.kernel, float(state.step_size))
+        return self.kernel
 
     def _rows(
         self, field: StaticField, state: TemperingState, shorter: Tensor | None = None

@@ -40,11 +40,9 @@ def log_product(log_matrices: Tensor) -> Tensor:
     made = log_matrices
     while made.shape[1] > 1:
         pairs = made.shape[1] // 2
-        left, right, rest = (
-            made[:, : 2 * pairs : 2],
-            made[:, 1 : 2 * pairs : 2],
-            made[:, 2 * pairs :],
-        )
+        left = made[:, : 2 * pairs : 2]
+        right = made[:, 1 : 2 * pairs : 2]
+        rest = made[:, 2 * pairs :]
         product = (left[..., :, None] + right[..., None, :, :]).logsumexp(-2)
         made = torch.cat([product, rest], 1)
     return made[:, 0]

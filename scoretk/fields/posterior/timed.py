@@ -100,10 +100,8 @@ class TimedPosterior(Wrapped, GaussianPathField):
     def log_likelihood(self, x: Tensor, **cond: Tensor) -> Tensor:
         """`log L(x)` of data x, `(batch,)`, of all that was measured where the prior is a posterior."""
         own, others = split(cond, self.likelihood.measured)
-        value, before = (
-            self.likelihood.log_likelihood(x, **own),
-            optional(self.prior, "log_likelihood"),
-        )
+        value = self.likelihood.log_likelihood(x, **own)
+        before = optional(self.prior, "log_likelihood")
         return value if before is None else value + before(x, **others)
 
     def _moments(

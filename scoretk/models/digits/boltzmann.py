@@ -279,12 +279,10 @@ class TemperedDivergence:
     def __init__(
         self, units: IndependentUnits, chains: int, sweeps: int, replicas: int, seed: int
     ) -> None:
-        self.units, self.chains, self.sweeps, self.replicas = (
-            units,
-            chains,
-            count("sweeps", sweeps, least=1),
-            replicas,
-        )
+        self.units = units
+        self.chains = chains
+        self.sweeps = count("sweeps", sweeps, least=1)
+        self.replicas = replicas
         self.seed, self.calls, self.part = seed, 0, 0
         self.x: Tensor | None = None  # the replicas, once there are any
 

@@ -318,10 +318,8 @@ class BetweenData:
 
         def loss(rows: Tensor, generator: torch.Generator) -> Tensor:
             chosen = before.rows[torch.randint(len(before.rows), (len(rows),), generator=generator)]
-            x_0, x = (
-                units.into(before.blurred(chosen, generator)),
-                units.into(ready.blurred(rows, generator)),
-            )
+            x_0 = units.into(before.blurred(chosen, generator))
+            x = units.into(ready.blurred(rows, generator))
             return flow_matching(
                 network, x, stratified(len(x), generator), optimal_coupling(x_0, x)
             )

@@ -555,10 +555,8 @@ class ContinuousNetwork(OnSpread):
                 u = state[:, :dim] if kept else state[:, :dim].detach().requires_grad_()
                 rate = self.drift(u, 1 - t)
                 (product,) = torch.autograd.grad(rate, u, signs, create_graph=kept)
-            trace, kinetic = (
-                (signs * product).sum(1, keepdim=True),
-                rate.square().sum(1, keepdim=True),
-            )
+            trace = (signs * product).sum(1, keepdim=True)
+            kinetic = rate.square().sum(1, keepdim=True)
             return -torch.cat([rate, trace, -kinetic], 1)
 
         start = self._out_of(self._into(self._rows(x) - self.mean) / self.std)

@@ -131,10 +131,8 @@ class NCSNVariant:
         }
         backbone = fresh(lambda: _backbone(settings), torch.Generator().manual_seed(seed))
         network = PathNetwork(backbone, _path(settings), self._predicts, ready.spread)
-        field, times = (
-            self._field(settings, network),
-            torch.linspace(0, 1, settings["levels"], dtype=torch.float64),
-        )
+        field = self._field(settings, network)
+        times = torch.linspace(0, 1, settings["levels"], dtype=torch.float64)
         ladder = field.path.sigma(times)
 
         def loss(rows: Tensor, generator: torch.Generator) -> Tensor:
@@ -173,11 +171,9 @@ class NCSNVariant:
 
     def _field(self, settings: dict[str, Any], network: Any) -> Diffusion:
         shape, path = tuple(settings["event_shape"]), _path(settings)
-        return (
-            Diffusion(network, shape, path, "score")
-            if self.told
-            else unconditional(_untold(network), shape, path)
-        )
+        if self.told:
+            return Diffusion(network, shape, path, "score")
+        return unconditional(_untold(network), shape, path)
 
 
 DIGITS_NCSN = NCSNVariant("digits-ncsn", told=True, sigma_min=0.01, sigma_max=2.0, levels=12)

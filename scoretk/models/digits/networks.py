@@ -378,11 +378,9 @@ class EDMNetwork(OnSpread):
         super().__init__(
             PrincipalAxes(mean, None, std.square().mean().sqrt().expand(len(std)).clone())
         )
-        self.backbone, self.path, self.predicts = (
-            backbone,
-            path,
-            option("predicts", predicts, ["data"]),
-        )
+        self.backbone = backbone
+        self.path = path
+        self.predicts = option("predicts", predicts, ["data"])
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         """The denoiser D: `(batch, *event_shape), (batch,) -> (batch, *event_shape)`."""

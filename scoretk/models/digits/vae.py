@@ -79,11 +79,9 @@ class Network(nn.Module):
     ) -> None:
         super().__init__()
         self.settings = settings
-        self.shape, self.binary, self.latent = (
-            tuple(settings["data_shape"]),
-            settings["binary"],
-            settings["latent"],
-        )
+        self.shape = tuple(settings["data_shape"])
+        self.binary = settings["binary"]
+        self.latent = settings["latent"]
         width, dropout, d = settings["width"], settings["dropout"], math.prod(self.shape)
 
         def made(make: Callable[[], nn.Module]) -> nn.Module:

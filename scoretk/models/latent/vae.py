@@ -593,10 +593,8 @@ def _laplace(vae: VAE, x: Tensor, z: Tensor, steps: int) -> td.MultivariateNorma
 
 def _estimate(vae: VAE, value: Tensor, stderr: Tensor, method: str, energies: int) -> Estimate:
     """The estimate of log p(x), from one of log Z p(x) with Z that of the prior."""
-    value, stderr = (
-        value - vae.log_z.value.to(value),
-        torch.hypot(stderr, vae.log_z.stderr.to(stderr)),
-    )
+    value = value - vae.log_z.value.to(value)
+    stderr = torch.hypot(stderr, vae.log_z.stderr.to(stderr))
     status = torch.where(value.isnan(), int(Status.NONFINITE), int(Status.OK))
     return Estimate(value, stderr, method, Cost(energy=energies), status)
 

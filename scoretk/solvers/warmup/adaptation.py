@@ -160,10 +160,8 @@ class Adaptation:
 
     def follow(self, state: Any) -> Learned:
         """Begin warmup of chains that take over what others have tuned, which is in their state."""
-        idle, none = (
-            torch.zeros_like(state.energy, dtype=torch.int64),
-            torch.zeros(len(state.x), device=state.x.device),
-        )
+        idle = torch.zeros_like(state.energy, dtype=torch.int64)
+        none = torch.zeros(len(state.x), device=state.x.device)
         return Learned(
             idle, () if self.approach is None else OwnWay(none > 0, *first_settings(state.x)), ()
         )

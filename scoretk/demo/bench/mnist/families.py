@@ -73,10 +73,8 @@ class Mixture:
     def train(self, data: Split, plan: Plan) -> Trained:
         """As `Family.train`; a step is an iteration over all images."""
         generator = torch.Generator().manual_seed(plan.seed)
-        mixtures, watch = (
-            expectation_maximisation(data.train, self.components, generator),
-            Stopwatch(),
-        )
+        mixtures = expectation_maximisation(data.train, self.components, generator)
+        watch = Stopwatch()
         kept = mixture = next(mixtures)
         steps = plan.of(self.iterations, lambda: float(watch))
         curve, lowest, at = list[Point](), torch.inf, looks(steps, self.evaluations)
