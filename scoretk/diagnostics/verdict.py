@@ -359,74 +359,63 @@ def _longest_run(flags: Array) -> Array:
     return np.zeros(len(flags))
 
 
+class _Joined:
+    """What the tests found in several parts, the coordinates side by side.
+
+    Args:
+        parts: The parts.
+        limit: The normal deviate above which a test has found something.
+    """
+
+    def __init__(self, parts: list[Chains], limit: float) -> None:
+        self.parts, self.limit = parts, limit
+        self.names = [name for part in parts for name in part.names]
+        self.judged = np.concatenate([part.judged for part in parts])
+        effective = np.concatenate([np.fmin(part.bulk, part.tail) for part in parts])
+        self.few = self.judged & (effective < FEW_EFFECTIVE)
+
+    def of(self, kind: str, way: str) -> tuple[Array, Array]:
+        """The deviates z of a kind of test, finite and 0 where nothing is judged; and its sizes."""
+        z, size = (
+            np.concatenate([getattr(part, kind)[way][i] for part in self.parts]) for i in (0, 1)
+        )
+        z = np.nan_to_num(z, nan=0.0, posinf=1e300, neginf=-1e300)
+        return np.where(self.judged, z, 0.0), size
+
+    def drifts(self, way: str) -> Array:
+        """Which coordinates drift."""
+        return np.abs(self.of("drift", way)[0]) > self.limit
+
+    def remembers(self, way: str) -> Array:
+        """In which coordinates chains have not forgotten where they were."""
+        return self.of("memory", way)[0] > self.limit
+
+    def disagrees(self, way: str) -> tuple[Array, Array]:
+        """In which coordinates chains disagree, and R-hat."""
+        z, value = self.of("between", way)
+        value = np.where(
+            np.isnan(value) & (z > self.limit), np.inf, np.where(np.isnan(value), 1.0, value)
+        )
+        told = (z > self.limit) | self.remembers(way) | self.drifts(way)
+        found = (value > HIGH_R_HAT) & told | (value > FEW_R_HAT) & self.few
+        return self.judged & found, value
+
+
 def _convergence(parts: list[Chains], limit: float, sampler: Sampler) -> Iterator[Finding]:
     """Findings of drift, disagreement, memory, chains that stand apart, and alternation.
 
     `limit` is the normal deviate above which a test has found something.
     """
-    names = [name for part in parts for name in part.names]
-    judged = np.concatenate([part.judged for part in parts])
-
-    few = judged & (
-        np.concatenate([np.fmin(part.bulk, part.tail) for part in parts]) < FEW_EFFECTIVE
-    )
-
-    def of(kind: str, way: str) -> tuple[Array, Array]:
-        z, size = (np.concatenate([getattr(part, kind)[way][i] for part in parts]) for i in (0, 1))
-        return np.where(judged, np.nan_to_num(z, nan=0.0, posinf=1e300, neginf=-1e300), 0.0), size
-
-    drifting, troubled = False, np.zeros(len(names), bool)
-    for way, what, unit in (
-        (PLACE, "where they are", " normal scores"),
-        (SPREAD, "how widely they are spread", " normal scores"),
-        (VALUE, "their mean", ""),
-    ):
-        z, by = of("drift", way)
-        found = np.abs(z) > limit
-        troubled |= found
-        if found.any() and not (drifting and way == VALUE):
-            drifting, worst = True, int(np.abs(z).argmax())
-            yield Finding(
-                f"the chains drift together in {what}: from the first half of the draws to the "
-                f"second by {by[worst]:+.2g}{unit} "
-                f"in {listed(names, found, worst)} (z = {abs(z[worst]):.3g})",
-                "they are on their way still: use a longer warmup and more steps",
-                "drift",
-            )
+    joined = _Joined(parts, limit)
+    drifts = [*_drifts(joined)]
+    yield from drifts
     settled = (
         "where they are on their way, use more warmup and steps; where they sit in different "
         "modes, more chains do not help: "
         f"use {sampler.tempering}"
     )
-    fix = "use more warmup and steps" if drifting else settled
-    for way, name, where in ((PLACE, "R-hat", ""), (SPREAD, "folded R-hat", " in spread")):
-        z, value = of("between", way)
-        remembered, nested = of("memory", way)
-        drifts = np.abs(of("drift", way)[0]) > limit
-        value = np.where(
-            np.isnan(value) & (z > limit), np.inf, np.where(np.isnan(value), 1.0, value)
-        )
-        told = (z > limit) | (remembered > limit) | drifts
-        found = judged & ((value > HIGH_R_HAT) & told | (value > FEW_R_HAT) & few)
-        troubled |= found | (remembered > limit)
-        if found.any():
-            worst = int(np.where(found, value, 0).argmax())
-            more = f" ({int(found.sum())} coordinates)" if found.sum() > 1 else ""
-            yield Finding(
-                f"the chains disagree{where}, {name} of {names[worst]} is {as_r_hat(value[worst])}{more}",
-                fix,
-                "disagree",
-            )
-        found = remembered > limit
-        if found.any():
-            worst = int(remembered.argmax())
-            yield Finding(
-                f"the chains have not forgotten where they were, nested {name} of "
-                f"{listed(names, found, worst)} is "
-                f"{as_r_hat(nested[worst])} (z = {remembered[worst]:.3g})",
-                fix,
-                "memory",
-            )
+    fix = "use more warmup and steps" if drifts else settled
+    yield from _disagreements(joined, fix)
     apart = np.any([part.apart[way] for part in parts for way in (PLACE, SPREAD)], 0)
     if apart.any():
         yield Finding(
@@ -436,21 +425,71 @@ def _convergence(parts: list[Chains], limit: float, sampler: Sampler) -> Iterato
             fix,
             "apart",
         )
-    turning = (
-        np.max([np.abs(of("drift", TURN)[0]), of("between", TURN)[0], of("memory", TURN)[0]], 0)
-        > limit
-    )
-    turning &= ~troubled  # it says nothing of chains that are not stationary
+    yield from _alternation(joined, sampler)
+
+
+def _drifts(joined: _Joined) -> Iterator[Finding]:
+    """Findings of drift; that of the mean only where none of normal scores is found."""
+    drifting = False
+    for way, what, unit in (
+        (PLACE, "where they are", " normal scores"),
+        (SPREAD, "how widely they are spread", " normal scores"),
+        (VALUE, "their mean", ""),
+    ):
+        found = joined.drifts(way)
+        if found.any() and not (drifting and way == VALUE):
+            z, by = joined.of("drift", way)
+            drifting, worst = True, int(np.abs(z).argmax())
+            yield Finding(
+                f"the chains drift together in {what}: from the first half of the draws to the "
+                f"second by {by[worst]:+.2g}{unit} "
+                f"in {listed(joined.names, found, worst)} (z = {abs(z[worst]):.3g})",
+                "they are on their way still: use a longer warmup and more steps",
+                "drift",
+            )
+
+
+def _disagreements(joined: _Joined, fix: str) -> Iterator[Finding]:
+    """Findings of chains that disagree, and of chains that remember their past."""
+    names = joined.names
+    for way, name, where in ((PLACE, "R-hat", ""), (SPREAD, "folded R-hat", " in spread")):
+        found, value = joined.disagrees(way)
+        if found.any():
+            worst = int(np.where(found, value, 0).argmax())
+            more = f" ({int(found.sum())} coordinates)" if found.sum() > 1 else ""
+            yield Finding(
+                f"the chains disagree{where}, {name} of {names[worst]} is {as_r_hat(value[worst])}{more}",
+                fix,
+                "disagree",
+            )
+        found = joined.remembers(way)
+        if found.any():
+            z, nested = joined.of("memory", way)
+            worst = int(z.argmax())
+            yield Finding(
+                f"the chains have not forgotten where they were, nested {name} of "
+                f"{listed(names, found, worst)} is "
+                f"{as_r_hat(nested[worst])} (z = {z[worst]:.3g})",
+                fix,
+                "memory",
+            )
+
+
+def _alternation(joined: _Joined, sampler: Sampler) -> Iterator[Finding]:
+    """The finding of period two, where nothing else is wrong: else chains are not stationary."""
+    deviates = [np.abs(joined.of("drift", TURN)[0])]
+    deviates += [joined.of(kind, TURN)[0] for kind in ("between", "memory")]
+    turning = np.max(deviates, 0) > joined.limit
+    turning &= ~np.any([joined.drifts(way) for way in (PLACE, SPREAD, VALUE)], 0)
+    for way in (PLACE, SPREAD):
+        turning &= ~(joined.disagrees(way)[0] | joined.remembers(way))
     if turning.any():
+        stays = sampler.discrete and sampler.name != "DiscreteLangevin"
         yield Finding(
             f"the chains alternate: draws at even and at odd places differ in "
-            f"{listed(names, turning)}",
+            f"{listed(joined.names, turning)}",
             "the kernel has period two. Use one that may stay where it is"
-            + (
-                ", such as DiscreteLangevin"
-                if sampler.discrete and sampler.name != "DiscreteLangevin"
-                else ""
-            ),
+            + (", such as DiscreteLangevin" if stays else ""),
             "period",
         )
 

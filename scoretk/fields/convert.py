@@ -189,7 +189,7 @@ def convert(
     on_cpu = not isinstance(t, Tensor) or (
         t.device.type == "cpu" and not torch.compiler.is_compiling()
     )
-    if on_cpu and (not isinstance(t, Tensor) or t.ndim == 0) and not _wants_grad(t):
+    if on_cpu and (not isinstance(t, Tensor) or (t.ndim == 0 and not t.requires_grad)):
         a, b = _float_coefficients(path, float(t), source, target)
         return value * a if b == 0 else add_scaled(value * a, x, b)
     assert isinstance(t, Tensor)
@@ -219,10 +219,6 @@ def row_coefficients(
     if t.device.type == "cpu" and not torch.compiler.is_compiling():
         _refuse_singular(rate, shift, t, path, source, target)
     return rate.to(dtype), shift.to(dtype)
-
-
-def _wants_grad(t: float | Tensor) -> bool:
-    return isinstance(t, Tensor) and t.requires_grad
 
 
 def _refuse_singular(

@@ -247,7 +247,9 @@ def log_partition(
     else:
         seen = look() if check and states_of(field) is None else None
         begun = given_base(start, seen, field, population)
-    inner = OF_ALL_SIZES if given is None and begun.slow and _has_directions(field) else usual
+    # which takes two dimensions at least
+    spread = given is None and begun.slow and math.prod(field.event_shape) > 1
+    inner = OF_ALL_SIZES if spread else usual
     found = find(begun.base, begun.jumps, inner)
     ladder = found.ladder
     run: AIS | SMC = AIS(base=begun.base, kernel=inner, moves=moves, ladder=ladder)
@@ -415,11 +417,6 @@ def _default_kernel(field: Any, base: Any) -> Any:
     if "couplings" in offered:
         return SwendsenWang()
     return BlockGibbs() if "gibbs" in offered else GibbsWithGradients()
-
-
-def _has_directions(field: Any) -> bool:
-    """Whether events have dimensions enough for `OF_ALL_SIZES`."""
-    return int(math.prod(field.event_shape)) > 1
 
 
 def _log_z(base: Any, dtype: torch.dtype, device: torch.device, seed: int) -> float | None:

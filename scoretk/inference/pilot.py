@@ -231,7 +231,7 @@ class _Pilot:
         scale = self._scale()
         before, made = self._known(), 0
         while made < max(self.least, PILOT_MOVES) or (
-            made < MOST_MOVES and self._remembers(before)
+            made < MOST_MOVES and self._correlation(before) > self.aims.forgotten
         ):
             inner = NestedNoise(self.noise, k * MOST_MOVES + made)
             target = kernel_at(self.field, self.base, self.weights[-1], scale)
@@ -294,9 +294,6 @@ class _Pilot:
         a, b = (each - each.mean(1, keepdim=True) for each in (before, self._known()))
         found: Tensor = (a * b).sum(1) / (a.square().sum(1) * b.square().sum(1)).sqrt()
         return float(found.nan_to_num(0.0, 0.0, 0.0).max())
-
-    def _remembers(self, before: Tensor) -> bool:
-        return self._correlation(before) > self.aims.forgotten
 
     def _upper(self, gain: Callable[[float], tuple[Tensor, Tensor]], dead: Tensor) -> float:
         """The highest next weight at which the effective share is `SHARE`, by bisection."""

@@ -161,7 +161,7 @@ class _InFile:
         if isinstance(error, CheckpointError | StoreError):
             return
         with _noted(error, self.saving):
-            self._write(self._asked_at_last())
+            self._write(_or_nothing(self._asked))
 
     def take_up(self, i: int, tuned: dict[str, Tensor] | None) -> None:
         return
@@ -181,9 +181,6 @@ class _InFile:
             return {}
         i = max(self.moments)
         return _asked(self.batches[i], self.solver, self.moments[i])
-
-    def _asked_at_last(self) -> dict[str, Tensor]:
-        return _or_nothing(self._asked)
 
     def _write(self, said: dict[str, Tensor]) -> None:
         self.saving.checkpoint.save(

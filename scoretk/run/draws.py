@@ -594,6 +594,21 @@ def _draws(tensors: dict[str, Tensor], header: Any) -> Draws:
         *BY_CHAIN
     }:
         raise ValueError(f"it holds {', '.join(sorted(tensors))}")
+    _check_plain(plain, layout)
+    chains = plain["final"].shape[:1]
+    for name, value in parts["stats"].items():
+        if value.shape[:1] != chains:
+            raise ValueError(f"the statistic {name} has shape {tuple(value.shape)}")
+    held: dict[str, Any] = {"x": None} | plain
+    return Draws(cost=Cost(cost), provenance=provenance, layout=layout, **parts, **held)  # type: ignore[arg-type]
+
+
+def _check_plain(plain: dict[str, Tensor], layout: Layout | None) -> None:
+    """Check that the tensors of draws, but for statistics and tuned values, fit together.
+
+    Raises:
+        ValueError: They do not.
+    """
     chains, event = plain["final"].shape[:1], plain["final"].shape[1:]
     if layout is not None and "named" not in plain and tuple(event) != (layout.size,):
         raise ValueError(f"its layout is of {layout.size} entries")
@@ -612,11 +627,6 @@ def _draws(tensors: dict[str, Tensor], header: Any) -> Draws:
             raise ValueError(f"{name} has shape {tuple(value.shape)} and {value.dtype}")
     if not bool(torch.isin(plain["status"], torch.tensor([int(code) for code in Status])).all()):
         raise ValueError("status holds a code that there is not")
-    for name, value in parts["stats"].items():
-        if value.shape[:1] != chains:
-            raise ValueError(f"the statistic {name} has shape {tuple(value.shape)}")
-    held: dict[str, Any] = {"x": None} | plain
-    return Draws(cost=Cost(cost), provenance=provenance, layout=layout, **parts, **held)  # type: ignore[arg-type]
 
 
 def check_output(path: str | Path, force: bool, endings: tuple[str, ...] = FORMATS) -> Path:
