@@ -35,6 +35,7 @@ from scoretk.fields.validation import rejecting, told
 from scoretk.fields.wrapped import Wrapped
 
 __all__ = [
+    "Bound",
     "StaticField",
     "TimedField",
     "gaussian_path",
@@ -246,12 +247,16 @@ def _predict(field: TimedField, x: Tensor, t: float | Tensor) -> Tensor:
     return check_rows(field.source, value, x.shape, _LIKE, x.dtype)
 
 
+Bound = StaticField | TimedField
+"""A field as a solver receives it."""
+
+
 def static(field: object) -> StaticField:
     """The static field as solvers see it, without conditions."""
     return field if isinstance(field, StaticField) else StaticField(field)
 
 
-F = TypeVar("F", bound="StaticField | TimedField")
+F = TypeVar("F", bound=Bound)
 
 
 def of_rows(field: F, rows: Tensor) -> F:
@@ -318,7 +323,7 @@ def resolve(
     cond: Mapping[str, Tensor] | None = None,
     *,
     timed: bool | None = None,
-) -> StaticField | TimedField:
+) -> Bound:
     """What a solver receives for a field: the methods that it needs, derived where possible.
 
     Args:

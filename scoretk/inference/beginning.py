@@ -58,7 +58,13 @@ QUARTILES = 1.349
 """The distance between a standard normal's quartiles."""
 
 
-def short_run(field: Any, seed: int, device: Any, dtype: Any, start: Tensor | None = None) -> Draws:
+def short_run(
+    field: Any,
+    seed: int,
+    device: torch.device | None,
+    dtype: torch.dtype | None,
+    start: Tensor | None = None,
+) -> Draws:
     """A short tuned Hamiltonian run of the field, from some of these positions if there are any."""
     return sample(
         field,
@@ -97,7 +103,7 @@ def _widened(law: Any, by: tuple[float, float]) -> Any:
     return Independent(Normal(law.mean, wider * law.stddev), law.mean.ndim)
 
 
-Room = Callable[[Any], tuple[float, Cost]]
+ShareWithDensity = Callable[[Any], tuple[float, Cost]]
 
 
 class Beginning(NamedTuple):
@@ -122,7 +128,7 @@ class Beginning(NamedTuple):
 
 
 def beginning(
-    look: Callable[..., Draws], find: Callable[[Any, int], Found], room: Room
+    look: Callable[..., Draws], find: Callable[[Any, int], Found], room: ShareWithDensity
 ) -> Beginning:
     """A base about a short run, or about regions beyond it where a search comes to any.
 
@@ -185,7 +191,7 @@ def covers(field: Any, base: Any, population: Population) -> tuple[bool, Cost]:
     return lighter <= LIGHTER, Cost({"energy": len(OUTWARDS) * population.chains})
 
 
-def _far(law: Any, room: Room) -> tuple[Any, Cost]:
+def _far(law: Any, room: ShareWithDensity) -> tuple[Any, Cost]:
     """A law to search from, as wide as the field has density for; None where it has none.
 
     Where hardly any draw of a wide law has density, as of a field on a ball, the pilot would be

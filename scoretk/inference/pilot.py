@@ -104,7 +104,7 @@ class Population(NamedTuple):
 
     chains: int
     seed: int
-    device: Any = None
+    device: torch.device | None = None
     dtype: torch.dtype | None = None
 
     def noise(self, field: Any) -> Noise:
@@ -115,7 +115,7 @@ class Population(NamedTuple):
         return Noise(
             self.seed,
             self.chains,
-            device=device if self.device is None else torch.device(self.device),
+            device=device if self.device is None else self.device,
             dtype=dtype if self.dtype is None else self.dtype,
         )
 
@@ -188,7 +188,7 @@ class _Pilot:
         base: Any,
         kernel: Any,
         moves: int,
-        noise: Any,
+        noise: Noise,
         jumps: int,
         aims: Aims,
     ) -> None:

@@ -19,7 +19,7 @@ from scoretk.core.versions import versions
 from scoretk.errors import InvalidArgument
 from scoretk.fields.constrained import Constrained
 from scoretk.fields.protocols import is_timed, optional
-from scoretk.fields.resolve import StaticField, TimedField, resolve
+from scoretk.fields.resolve import Bound, resolve
 from scoretk.fields.variables import Derived, named
 from scoretk.inference.asked import BatchAsked, StatePlace, event_shape_of
 from scoretk.inference.starts import Later, initial, spread_of, step_by_step, tracked
@@ -77,7 +77,7 @@ class PlannedRun:
     streamed: bool
     store: Store | None = None
 
-    def bound(self, chains: slice) -> StaticField | TimedField:
+    def bound(self, chains: slice) -> Bound:
         """The field, bound to the condition rows of some chains."""
         rows = {name: value[chains] for name, value in self.rows.items()}
         return resolve(self.model, self.solver.needs, rows, timed=self.solver.timed)
@@ -163,12 +163,7 @@ class PlannedRun:
 
 
 def _schedule(
-    solver: Any,
-    bound: StaticField | TimedField,
-    steps: int | None,
-    warmup: int | None,
-    thin: int | None,
-    keep: str,
+    solver: Any, bound: Bound, steps: int | None, warmup: int | None, thin: int | None, keep: str
 ) -> Schedule:
     if is_grid(solver):
         for name, value in (("steps", steps), ("warmup", warmup), ("thin", thin)):

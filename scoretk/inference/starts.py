@@ -36,19 +36,31 @@ class Later:
         return self.attempt * STEPS_A_START + step
 
     def normal(
-        self, step: int | Tensor, stream: int, shape: tuple[int, ...], dtype: Any = None
+        self,
+        step: int | Tensor,
+        stream: int,
+        shape: tuple[int, ...],
+        dtype: torch.dtype | None = None,
     ) -> Tensor:
         """As `Noise.normal`, of the attempt's own steps."""
         return self.noise.normal(self._step(step), stream, shape, dtype)
 
     def uniform(
-        self, step: int | Tensor, stream: int, shape: tuple[int, ...], dtype: Any = None
+        self,
+        step: int | Tensor,
+        stream: int,
+        shape: tuple[int, ...],
+        dtype: torch.dtype | None = None,
     ) -> Tensor:
         """As `Noise.uniform`."""
         return self.noise.uniform(self._step(step), stream, shape, dtype)
 
     def rademacher(
-        self, step: int | Tensor, stream: int, shape: tuple[int, ...], dtype: Any = None
+        self,
+        step: int | Tensor,
+        stream: int,
+        shape: tuple[int, ...],
+        dtype: torch.dtype | None = None,
     ) -> Tensor:
         """As `Noise.rademacher`."""
         return self.noise.rademacher(self._step(step), stream, shape, dtype)

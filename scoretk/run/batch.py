@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
+from scoretk.core.noise import Noise
+from scoretk.fields.resolve import Bound
 from scoretk.run.moment import Moment, begin
 from scoretk.run.record import Recorder
 from scoretk.run.schedule import Schedule
@@ -31,8 +33,8 @@ class Batch:
         drawn: Whether the start is drawn for the run, not given by the user.
     """
 
-    bound: Any
-    noise: Any
+    bound: Bound
+    noise: Noise
     start: Callable[[], Tensor]
     schedule: Schedule
     recorder: Recorder

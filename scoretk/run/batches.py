@@ -14,7 +14,7 @@ from scoretk.core.compiling import Uncompilable
 from scoretk.core.warned import warn
 from scoretk.errors import InvalidArgument, Status
 from scoretk.fields.protocols import offers
-from scoretk.fields.resolve import StaticField
+from scoretk.fields.resolve import Bound, StaticField
 from scoretk.fields.validation import refuses
 from scoretk.run.archive import Archive, archive_of
 from scoretk.run.batch import Batch, begin_batch
@@ -270,7 +270,7 @@ class _Alike:
         needs: As in `witness`.
     """
 
-    def __init__(self, share: Share, bound: Any, needs: frozenset[str]) -> None:
+    def __init__(self, share: Share, bound: Bound, needs: frozenset[str]) -> None:
         self.share, self.bound, self.needs = share, bound, needs
         self.known = share.alone
 
@@ -309,7 +309,7 @@ class _Compiler:
 
     used: bool
 
-    def settle(self, share: Share, i: int, bound: Any, x: Tensor) -> None:
+    def settle(self, share: Share, i: int, bound: Bound, x: Tensor) -> None:
         """Do without where the first batch is not to be compiled."""
         if not self.used:
             return
@@ -320,7 +320,7 @@ class _Compiler:
             self.used = bool(share.fetch("compiled")[""])
 
 
-def _compilable(bound: Any, x: Tensor) -> bool:
+def _compilable(bound: Bound, x: Tensor) -> bool:
     """Whether a compiled run samples the law that an eager one does; warns where it does not.
 
     The compiler leaves out the checks of `torch.distributions`, which say where a density is zero.

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,7 +23,7 @@ from scoretk.core.devices import wide
 from scoretk.core.rows import finite_rows
 from scoretk.core.warned import warn
 from scoretk.errors import Status
-from scoretk.fields.resolve import TimedField, of_rows
+from scoretk.fields.resolve import Bound, TimedField, of_rows
 from scoretk.fields.wrappers import Diffusion, Velocity
 from scoretk.run.asking import affordable
 
@@ -46,7 +45,7 @@ the data's part is what the user left out. Of so many numbers it is lower as rar
 """
 
 
-def warn_of_base(bound: Any, x: Tensor, steps: int, first: float = 0.0) -> None:
+def warn_of_base(bound: Bound, x: Tensor, steps: int, first: float = 0.0) -> None:
     """Warn where the first level of noise does not cover the data.
 
     Args:
@@ -89,7 +88,7 @@ def warn_of_base(bound: Any, x: Tensor, steps: int, first: float = 0.0) -> None:
         )
 
 
-def warn_of_time(bound: Any, x: Tensor, status: Tensor, failed_at: Tensor) -> None:
+def warn_of_time(bound: Bound, x: Tensor, status: Tensor, failed_at: Tensor) -> None:
     """Warn where all chains failed in the first interval, as a network has no answer at t = 0.
 
     Args:

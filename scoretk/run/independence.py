@@ -31,7 +31,7 @@ from scoretk.errors import InvalidArgument
 from scoretk.fields.constrained import users_shape
 from scoretk.fields.derivatives import probes
 from scoretk.fields.protocols import offers
-from scoretk.fields.resolve import StaticField, TimedField, of_rows
+from scoretk.fields.resolve import Bound, TimedField, of_rows
 from scoretk.fields.variables import named
 
 __all__ = ["check_rows_apart"]
@@ -56,7 +56,7 @@ TF32 = 2.0**-10
 Question = Callable[[Tensor, Tensor], Tensor]
 
 
-def check_rows_apart(bound: Any, needs: frozenset[str], x: Tensor, steps: int) -> None:
+def check_rows_apart(bound: Bound, needs: frozenset[str], x: Tensor, steps: int) -> None:
     """Refuse a field whose answer for a row depends on the other rows, or on how many there are.
 
     Ten rows of each question are asked for. A run that would pay more than a `SHARE` for them is
@@ -72,8 +72,6 @@ def check_rows_apart(bound: Any, needs: frozenset[str], x: Tensor, steps: int) -
     Raises:
         InvalidArgument: Saying what was seen.
     """
-    if not isinstance(bound, StaticField | TimedField):
-        return
     questions = _questions(bound, needs)
     worth = len(x) * max(steps // SHARE, 1) > ASKED * len(questions)
     if len(x) > 1 and (worth or len(x) in _sides(bound.native, x)):
@@ -89,7 +87,7 @@ def _sides(field: Any, x: Tensor) -> set[int]:
     return {*x.shape[1:], *users_shape(field)}.union(*by_name)
 
 
-def _questions(bound: StaticField | TimedField, needs: frozenset[str]) -> list[str]:
+def _questions(bound: Bound, needs: frozenset[str]) -> list[str]:
     """What is asked of the field itself; what is derived from it needs no question."""
     if isinstance(bound, TimedField):
         return ["predict"]
@@ -97,7 +95,7 @@ def _questions(bound: StaticField | TimedField, needs: frozenset[str]) -> list[s
     return sorted(asked & offers(bound.native))
 
 
-def _check(name: str, bound: Any, x: Tensor) -> None:
+def _check(name: str, bound: Bound, x: Tensor) -> None:
     ask = _question(name, bound)
     few = torch.arange(min(ROWS, len(x)), device=x.device)
     try:
@@ -112,7 +110,7 @@ class _Refused(Exception):
     """The field takes no batch of this size."""
 
 
-def _question(name: str, bound: Any) -> Question:
+def _question(name: str, bound: Bound) -> Question:
     """A method of the field as a function of x and the rows whose conditions hold."""
 
     def ask(x: Tensor, rows: Tensor) -> Tensor:
@@ -125,7 +123,7 @@ def _question(name: str, bound: Any) -> Question:
 
 
 def _compare(
-    name: str, ask: Question, bound: Any, x: Tensor, rows: Tensor, *, smaller: bool
+    name: str, ask: Question, bound: Bound, x: Tensor, rows: Tensor, *, smaller: bool
 ) -> None:
     def asked(x: Tensor, rows: Tensor) -> Tensor:
         try:
@@ -147,7 +145,7 @@ def _compare(
         row = _differing(one, other, before, rounding)
         if row is not None and not _unsteady(asked, bound, x, rows, before, one - other):
             raise InvalidArgument(
-                bound.source if name == "predict" else name,
+                bound.source if isinstance(bound, TimedField) else name,
                 _shown(other[row]),
                 f"{_shown(one[row])} for a row {how}, as it has it in a batch of {len(x)}: what a "
                 f"field says of a row depends on that row alone",
@@ -172,7 +170,7 @@ def _staying(before: Tensor) -> list[Tensor]:
     return [torch.isin(places, some) for some in kept]
 
 
-def _exchanged(bound: Any, x: Tensor, stay: Tensor) -> tuple[Tensor, Tensor]:
+def _exchanged(bound: Bound, x: Tensor, stay: Tensor) -> tuple[Tensor, Tensor]:
     """A batch in which only some rows stay, and the number of the row in each place.
 
     In the other places are copies of the rows that stay. Where all rows are equal, they are points
@@ -205,7 +203,7 @@ def _differing(one: Tensor, other: Tensor, before: Tensor, rounding: float) -> i
     return int(wrong[0]) if len(wrong) else None
 
 
-def _resolution(bound: Any, x: Tensor) -> float:
+def _resolution(bound: Bound, x: Tensor) -> float:
     """The largest unit of rounding of all that may be computed with for x."""
     kinds = {x.dtype} | {t.dtype for t in field_tensors(bound.native) if t.is_floating_point()}
     if torch.is_autocast_enabled(x.device.type):
@@ -215,7 +213,7 @@ def _resolution(bound: Any, x: Tensor) -> float:
 
 
 def _unsteady(
-    asked: Question, bound: Any, x: Tensor, rows: Tensor, before: Tensor, difference: Tensor
+    asked: Question, bound: Bound, x: Tensor, rows: Tensor, before: Tensor, difference: Tensor
 ) -> bool:
     """Whether the difference is no sign of dependence.
 

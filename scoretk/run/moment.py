@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scoretk.core.noise import Noise
 from scoretk.core.rows import select_rows
 from scoretk.core.warned import warn
 from scoretk.errors import Status
-from scoretk.fields.resolve import TimedField
+from scoretk.fields.resolve import Bound, TimedField
 from scoretk.run.record import Record, Recorder
 from scoretk.run.schedule import Schedule
 from scoretk.run.state import checked_start, finite_chains
@@ -56,8 +57,8 @@ class Loop:
     """
 
     solver: Any
-    field: Any
-    noise: Any
+    field: Bound
+    noise: Noise
     schedule: Schedule
     recorder: Recorder
 
@@ -100,9 +101,9 @@ class Moment:
 
 def begin(
     solver: Any,
-    bound: Any,
+    bound: Bound,
     x: Tensor,
-    noise: Any,
+    noise: Noise,
     *,
     tunes: bool = False,
     tuned: dict[str, Tensor] | None = None,
@@ -161,7 +162,7 @@ def failures(status: Tensor) -> int:
     return int((status != int(Status.OK)).sum())
 
 
-def reach_of(solver: Any, bound: Any, x: Tensor) -> Tensor | None:
+def reach_of(solver: Any, bound: Bound, x: Tensor) -> Tensor | None:
     """The largest entry, `(chains,)`, that x may have on a grid that starts at x.
 
     None where the solver has no grid.

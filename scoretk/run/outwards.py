@@ -11,7 +11,6 @@ along some rays only, is left to the run.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +19,7 @@ from scoretk.core.rows import across, row_dot
 from scoretk.errors import InvalidArgument
 from scoretk.fields.derivatives import probes
 from scoretk.fields.protocols import offers
-from scoretk.fields.resolve import StaticField, of_rows
+from scoretk.fields.resolve import Bound, StaticField, of_rows
 from scoretk.run.asking import affordable
 
 __all__ = ["check_grows"]
@@ -34,7 +33,7 @@ falls in proportion to the distance, a hundred for a parabola.
 """
 
 
-def check_grows(bound: Any, x: Tensor, steps: int) -> None:
+def check_grows(bound: Bound, x: Tensor, steps: int) -> None:
     """Refuse a static field whose energy falls without bound in all directions.
 
     Args:

@@ -25,7 +25,7 @@ from scoretk.core.warned import warn
 from scoretk.errors import InvalidArgument
 from scoretk.fields.derivatives import check_derivative, probes
 from scoretk.fields.protocols import offers
-from scoretk.fields.resolve import StaticField, of_rows
+from scoretk.fields.resolve import Bound, StaticField, TimedField, of_rows
 from scoretk.run.asking import affordable
 from scoretk.solvers.base import traits
 
@@ -47,7 +47,7 @@ _GRAPH = (
 )
 
 
-def check_slopes(bound: Any, solver: Any, x: Tensor, steps: int) -> None:
+def check_slopes(bound: Bound, solver: Any, x: Tensor, steps: int) -> None:
     """Refuse a static energy whose gradient, as a solver receives it, is not that of its values.
 
     Args:
@@ -88,7 +88,7 @@ def check_slopes(bound: Any, solver: Any, x: Tensor, steps: int) -> None:
         warn(f"{type(solver).__name__} is slow here, though exact. {error}")
 
 
-def check_seen(bound: Any, solver: Any, x: Tensor) -> None:
+def check_seen(bound: Bound, solver: Any, x: Tensor) -> None:
     """Refuse a field that autograd does not see through, where a run's steps are differentiated.
 
     Args:
@@ -102,11 +102,13 @@ def check_seen(bound: Any, solver: Any, x: Tensor) -> None:
     """
     few = torch.arange(min(ROWS, len(x)), device=x.device)
     here = replace(of_rows(bound, few), asked=set())
-    static = isinstance(here, StaticField)
-    if static and "score" not in solver.needs:
+    ask: Callable[[Tensor], Tensor]
+    if isinstance(here, TimedField):
+        what, ask = here.source, partial(here.predict, t=0.5)
+    elif "score" in solver.needs:
+        what, ask = "score", partial(here.score)
+    else:
         return
-    what = "score" if static else here.source
-    ask = partial(here.score) if static else partial(here.predict, t=0.5)
     try:
         check_derivative(_asked(ask), x.detach()[few], what, bound.native, _GRAPH)
     except _Unanswered:

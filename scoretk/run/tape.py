@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from scoretk.core.compiling import compiled
 from scoretk.core.noise import Noise
+from scoretk.fields.resolve import Bound
 from scoretk.run.state import state_leaves
 
 __all__ = ["Heard", "Request", "Tape", "TapedNoise", "listen"]
@@ -142,7 +143,7 @@ class TapedNoise(_Asking):
         return self._own(method, step, stream, shape, dtype)
 
 
-def listen(solver: Any, bound: Any, state: Any, noise: Noise, step: int) -> Heard:
+def listen(solver: Any, bound: Bound, state: Any, noise: Noise, step: int) -> Heard:
     """The requests of a step to the noise, and its operations, from two steps that are dropped.
 
     A request that is also made for another step's index, or in only one of the two steps, is left

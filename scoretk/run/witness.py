@@ -10,14 +10,12 @@ the largest.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from scoretk.core.rows import finite_rows
 from scoretk.fields.protocols import offers
-from scoretk.fields.resolve import StaticField, TimedField, of_rows
+from scoretk.fields.resolve import Bound, StaticField, of_rows
 
 __all__ = ["ROWS", "contradiction", "witness"]
 
@@ -28,7 +26,7 @@ TIMES = (0.3, 0.7)
 ASKED = ("energy", "score", "denoise", "velocity")
 
 
-def witness(bound: Any, needs: frozenset[str], x: Tensor, most: int = ROWS) -> dict[str, Tensor]:
+def witness(bound: Bound, needs: frozenset[str], x: Tensor, most: int = ROWS) -> dict[str, Tensor]:
     """Some rows of x and what the field answers there, as tensors by name.
 
     Args:
@@ -42,7 +40,7 @@ def witness(bound: Any, needs: frozenset[str], x: Tensor, most: int = ROWS) -> d
 
 
 def contradiction(
-    bound: Any, needs: frozenset[str], said: dict[str, Tensor], where: str = "the saved state"
+    bound: Bound, needs: frozenset[str], said: dict[str, Tensor], where: str = "the saved state"
 ) -> str | None:
     """In what the field does not answer as in `said`, which `witness` made; None where it does.
 
@@ -73,15 +71,14 @@ def contradiction(
     return None
 
 
-def _answers(bound: Any, needs: frozenset[str], x: Tensor, rows: Tensor) -> dict[str, Tensor]:
-    if isinstance(bound, StaticField | TimedField):
-        bound = of_rows(bound, rows)
+def _answers(bound: Bound, needs: frozenset[str], x: Tensor, rows: Tensor) -> dict[str, Tensor]:
+    bound = of_rows(bound, rows)
     asked = [name for name in ASKED if name in needs] or [
         name for name in ASKED if name in offers(bound.native)
     ][:1]
     if not len(x):
         return {}
-    if getattr(bound, "path", ...) is ...:
+    if isinstance(bound, StaticField):
         return {name: getattr(bound, name)(x).detach() for name in asked}
     return {name: torch.cat([getattr(bound, name)(x, t).detach() for t in TIMES]) for name in asked}
 
