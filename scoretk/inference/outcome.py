@@ -35,7 +35,38 @@ def draws_of(
     settings: dict[str, Any],
 ) -> Draws:
     """The result of `sample`: draws, statistics, how each chain ended, and the cost."""
-    ids, solver, keep = run.ids, run.solver, run.keep
+    ids = run.ids
+    asked = [
+        (f, part.returned) for f, part in zip(done, parts, strict=True) if part.ids[part.returned]
+    ]
+    kept = batches[-1].schedule.kept_before(batches[-1].schedule.total)
+    record = _whole(run, [f.record for f, _ in asked])
+    stats = {
+        name: rearrange(value, BY_CHAIN) if run.keep == "all" else value / kept
+        for name, value in record.stats.items()
+    }
+    common: dict[str, Any] = {
+        "final": torch.cat([f.final for f, _ in asked]),
+        "status": torch.cat([f.status[rows] for f, rows in asked]),
+        "failed_at": torch.cat([f.failed_at[rows] for f, rows in asked]),
+        "cost": _cost(run.solver, parts, batches, done),
+        "provenance": settings,
+        "tuned": done[0].tuned,
+        "chains": torch.arange(ids.start, ids.stop, ids.step),
+    }
+    if run.store is not None:
+        return stored_draws(run.store, **common)
+    x = rearrange(record.tensors["x"], BY_CHAIN) if "x" in record.tensors else None
+    return Draws(
+        x=x,  # type: ignore[arg-type]  # None where moments were kept
+        stats=stats,
+        **(common | _moments(record.tensors, kept)),
+        **_variables(run.model, x),
+    )
+
+
+def _cost(solver: Any, parts: list[BatchAsked], batches: list[Batch], done: list[Finished]) -> Cost:
+    """The evaluations of all batches, by kind."""
     cost: dict[str, int] = {}
     for batch, part, finished in zip(batches, parts, done, strict=True):
         for kind, n in solver.init_cost.items():
@@ -46,34 +77,7 @@ def draws_of(
     if varying:
         for kind in traits(solver).varying:
             cost[kind] = cost.get(kind, 0) + varying
-    asked = [
-        (f, part.returned) for f, part in zip(done, parts, strict=True) if part.ids[part.returned]
-    ]
-    kept = batches[-1].schedule.kept_before(batches[-1].schedule.total)
-    record = _whole(run, [f.record for f, _ in asked])
-    joined = record.tensors
-    stats = {
-        name: rearrange(value, BY_CHAIN) if keep == "all" else value / kept
-        for name, value in record.stats.items()
-    }
-    common: dict[str, Any] = {
-        "final": torch.cat([f.final for f, _ in asked]),
-        "status": torch.cat([f.status[rows] for f, rows in asked]),
-        "failed_at": torch.cat([f.failed_at[rows] for f, rows in asked]),
-        "cost": Cost(cost),
-        "provenance": settings,
-        "tuned": done[0].tuned,
-        "chains": torch.arange(ids.start, ids.stop, ids.step),
-    }
-    if run.store is not None:
-        return stored_draws(run.store, **common)
-    x = rearrange(joined["x"], BY_CHAIN) if "x" in joined else None
-    return Draws(
-        x=x,  # type: ignore[arg-type]  # None where moments were kept
-        stats=stats,
-        **(common | _moments(joined, kept)),
-        **_variables(run.model, x),
-    )
+    return Cost(cost)
 
 
 def _moments(joined: dict[str, Tensor], kept: int) -> dict[str, Tensor]:
