@@ -230,8 +230,7 @@ def invariant(solver: Any) -> None:
         demand(
             worst < limit,
             f"after {MOVES} steps from exact draws of {_law(field)} a moment is {worst:.1f} "
-            f"standard "
-            f"errors off, where {limit:.1f} has a chance of {FALSE_ALARM:g}",
+            f"standard errors off, where {limit:.1f} has a chance of {FALSE_ALARM:g}",
         )
 
 

@@ -89,8 +89,7 @@ class Summary:
         if self.ok and self.independent:
             return (
                 "Independent draws, in which no problem was found. Whether the solver's steps are "
-                "enough they do not show: "
-                "compare with those of more steps."
+                "enough they do not show: compare with those of more steps."
             )
         if self.ok and self.of_moments:
             return (
@@ -148,10 +147,7 @@ class Summary:
         )
         size = f"{counted(self.chains, 'chain')} of {counted(self.draws, 'draw')}"
         verdict = "<br>".join(map(escape, self.verdict.split("\n")))
-        return (
-            f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{more}"
-            f"<p>{size}</p><p>{verdict}</p>"
-        )
+        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{more}<p>{size}</p><p>{verdict}</p>"
 
 
 def summarise(

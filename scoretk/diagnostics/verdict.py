@@ -290,9 +290,8 @@ def broken(counts: Array, names: list[str], what: str = "draws") -> Iterator[Fin
     if counts.any():
         worst = int(counts.argmax())
         yield Finding(
-            f"{int(counts.sum())} numbers among the {what} are not finite, or have squares that are "
-            f"not, {int(counts[worst])} "
-            f"of them of {names[worst]}",
+            f"{int(counts.sum())} numbers among the {what} are not finite, or have squares that "
+            f"are not, {int(counts[worst])} of them of {names[worst]}",
             "they are outside of what the dtype holds: use float64, other units, or a model that "
             "is bounded there",
             "broken",
@@ -411,8 +410,7 @@ def _convergence(parts: list[Chains], limit: float, sampler: Sampler) -> Iterato
     yield from drifts
     settled = (
         "where they are on their way, use more warmup and steps; where they sit in different "
-        "modes, more chains do not help: "
-        f"use {sampler.tempering}"
+        f"modes, more chains do not help: use {sampler.tempering}"
     )
     fix = "use more warmup and steps" if drifts else settled
     yield from _disagreements(joined, fix)
@@ -420,8 +418,7 @@ def _convergence(parts: list[Chains], limit: float, sampler: Sampler) -> Iterato
     if apart.any():
         yield Finding(
             f"{int(apart.sum())} of {len(apart)} chains stand apart from the others all along, the "
-            f"first is chain "
-            f"{int(apart.argmax())}",
+            f"first is chain {int(apart.argmax())}",
             fix,
             "apart",
         )
@@ -468,8 +465,7 @@ def _disagreements(joined: _Joined, fix: str) -> Iterator[Finding]:
             worst = int(z.argmax())
             yield Finding(
                 f"the chains have not forgotten where they were, nested {name} of "
-                f"{listed(names, found, worst)} is "
-                f"{as_r_hat(nested[worst])} (z = {z[worst]:.3g})",
+                f"{listed(names, found, worst)} is {as_r_hat(nested[worst])} (z = {z[worst]:.3g})",
                 fix,
                 "memory",
             )
@@ -600,8 +596,7 @@ def _hamiltonian(
         )
         yield Finding(
             f"{int(diverging.sum())} trajectories diverged ({diverging.mean():.2%}), about where "
-            f"{names[most]} is "
-            f"{there[most]:.3g}",
+            f"{names[most]} is {there[most]:.3g}",
             f"{aim}write the model in coordinates without such narrow parts",
             "diverging",
         )

@@ -454,16 +454,14 @@ def _doubts(stderr: float, apart: float, ladder: Ladder, *, blind: bool = False)
     if apart > 1:
         doubts.append(
             "the weighted draws disagree with a Hamiltonian run of the field, so that regions may "
-            "be missing and the standard "
-            f"error too small; use more levels than {ladder.levels}, more moves, another kernel or "
-            f"base"
+            f"be missing and the standard error too small; use more levels than {ladder.levels}, "
+            "more moves, another kernel or base"
         )
     if not stderr <= LARGE:
         doubts.append(
             f"the standard error is {stderr:.3g}, above {LARGE}: so few weights count that neither "
-            f"it nor the value is to be "
-            f"trusted; use more levels than {ladder.levels}, more moves, more chains, or a base "
-            f"nearer to the field"
+            f"it nor the value is to be trusted; use more levels than {ladder.levels}, more moves, "
+            "more chains, or a base nearer to the field"
         )
     if blind:
         doubts.append(
@@ -476,9 +474,8 @@ def _doubts(stderr: float, apart: float, ladder: Ladder, *, blind: bool = False)
     if slow:
         doubts.append(
             f"at {slow} of {ladder.levels} levels the kernel had not forgotten where it was after "
-            f"{MOST_MOVES} steps, so that "
-            "regions may be missing and the standard error too small; use another kernel, more "
-            "moves or base"
+            f"{MOST_MOVES} steps, so that regions may be missing and the standard error too small; "
+            "use another kernel, more moves or base"
         )
     return doubts
 

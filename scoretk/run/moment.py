@@ -133,8 +133,7 @@ def begin(
     if attempts == ATTEMPTS and not bool(finite.all()):
         warn(
             f"{int((~finite).sum())} of {len(x)} chains found no start with a finite energy and "
-            f"score in {ATTEMPTS} attempts, "
-            "and are flagged; give them one: init="
+            f"score in {ATTEMPTS} attempts, and are flagged; give them one: init="
         )
     status = torch.where(finite, int(Status.OK), int(Status.NONFINITE))
     moment = Moment(
