@@ -125,11 +125,10 @@ class MissingCapability(ScoretkError, TypeError):
     ) -> None:
         self.offers, self.needs = frozenset(offers), frozenset(needs)
         missing = self.needs - self.offers
-        lacks = (
-            f"{field} offers {_listing(self.offers)}, but {_listing(missing)} is needed"
-            if missing
-            else f"{field} does not serve here, although it offers {_listing(self.needs)}"
-        )
+        if missing:
+            lacks = f"{field} offers {_listing(self.offers)}, but {_listing(missing)} is needed"
+        else:
+            lacks = f"{field} does not serve here, although it offers {_listing(self.needs)}"
         super().__init__(f"{lacks}. {bridge}")
 
 

@@ -358,14 +358,7 @@ def _kind(state: Any) -> str:
     shared: frozenset[str] = getattr(state, "shared", frozenset())
     said = []
     for name, value in zip(state._fields, state, strict=True):
-        leaves = (
-            [value]
-            if isinstance(value, Tensor)
-            else list(value)
-            if isinstance(value, tuple)
-            else [None]
-        )
-        for leaf in leaves:
+        for leaf in value if isinstance(value, tuple) else [value]:
             demand(
                 isinstance(leaf, Tensor | tuple),
                 f"the state's {name} is a {type(value).__name__}, no tensor",

@@ -110,11 +110,10 @@ class Subject:
         start = optional(self.field, "initial")
         if start is None and self.timed:
             start = optional(optional(self.field, "base"), "draw")
-        x = (
-            start(case.rows, noise)
-            if callable(start)
-            else noise.normal(0, Stream.START, self.shape)
-        )
+        if callable(start):
+            x = start(case.rows, noise)
+        else:
+            x = noise.normal(0, Stream.START, self.shape)
         return self._like(case.scale * x)
 
     @cached_property

@@ -227,11 +227,10 @@ def _home(value: Any) -> str:
 
     A function that wraps another bears the other's name, but has globals of its own.
     """
-    module = (
-        value.__globals__.get("__name__")
-        if isinstance(value, FunctionType)
-        else getattr(value, "__module__", None)
-    )
+    if isinstance(value, FunctionType):
+        module = value.__globals__.get("__name__")
+    else:
+        module = getattr(value, "__module__", None)
     return module if isinstance(module, str) else ""
 
 

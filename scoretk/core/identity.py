@@ -411,11 +411,10 @@ def tensor_value(tensor: Tensor) -> str:
     """The dtype, shape and digest of a tensor, and its numbers where they are few."""
     # A nested tensor has no shape, or one that counts tensors; its rows' lengths are among its
     # numbers.
-    shape = (
-        ("nested", tensor.shape[0] if tensor.layout is torch.jagged else tensor.size(0))
-        if tensor.is_nested
-        else tuple(tensor.shape)
-    )
+    if tensor.is_nested:
+        shape: tuple[Any, ...] = ("nested", tensor.shape[0] if tensor.layout is torch.jagged else tensor.size(0))
+    else:
+        shape = tuple(tensor.shape)
     what = f"{str(tensor.dtype).removeprefix('torch.')} {shape}"
     try:
         held = [_bytes(part) for part in _strided(tensor.detach())]
@@ -447,21 +446,12 @@ def _strided(tensor: Tensor) -> list[Tensor]:
     if tensor.is_nested:
         return list(tensor.unbind())
     if tensor.is_quantized:
-        per_channel = tensor.qscheme() in (
-            torch.per_channel_affine,
-            torch.per_channel_affine_float_qparams,
-        )
-        own = (
-            (tensor.q_per_channel_scales(), tensor.q_per_channel_zero_points())
-            if per_channel
-            else ()
-        )
-        scalars = (
-            ()
-            if per_channel
-            else (torch.tensor([tensor.q_scale(), tensor.q_zero_point()], dtype=torch.float64),)
-        )
-        return [tensor.int_repr(), *own, *scalars]
+        by_channel = (torch.per_channel_affine, torch.per_channel_affine_float_qparams)
+        if tensor.qscheme() in by_channel:
+            places = tensor.q_per_channel_scales(), tensor.q_per_channel_zero_points()
+            return [tensor.int_repr(), *places]
+        place = torch.tensor([tensor.q_scale(), tensor.q_zero_point()], dtype=torch.float64)
+        return [tensor.int_repr(), place]
     if tensor.layout is torch.sparse_coo:
         whole = tensor.coalesce()
         return [whole.indices(), whole.values()]

@@ -231,11 +231,10 @@ def _owner(descriptor: int) -> dict[str, Any]:
 
 def _busy(descriptor: int, lock: Path, path: object) -> Busy:
     owner = _owner(descriptor)
-    who = (
-        f"process {owner['pid']} on {owner.get('host')}, since {owner.get('since')}"
-        if owner
-        else "another process"
-    )
+    if owner:
+        who = f"process {owner['pid']} on {owner.get('host')}, since {owner.get('since')}"
+    else:
+        who = "another process"
     return Busy(
         f"{path} is being written by another job ({who}; {lock.name} beside it). Wait for it, end "
         f"it, or name another path"

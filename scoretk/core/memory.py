@@ -88,11 +88,10 @@ def _of_groups() -> list[int]:
         if kinds not in ("", "memory") and "memory" not in kinds.split(","):
             continue
         root = GROUPS / "memory" if kinds else GROUPS
-        names = (
-            ("memory.limit_in_bytes", "memory.usage_in_bytes")
-            if kinds
-            else ("memory.max", "memory.current")
-        )
+        if kinds:
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes")
+        else:
+            names = ("memory.max", "memory.current")
         inside = root / way.lstrip("/")
         for folder in (inside, *inside.parents):
             if not folder.is_relative_to(root):

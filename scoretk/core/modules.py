@@ -195,13 +195,8 @@ def left_as_found(value: Any, grad: bool = False) -> Iterator[None]:
     """
     modules = modules_of(value)
     training = [m for m in modules if m.training]
-    wanting = (
-        []
-        if grad
-        else [
-            p for m in modules for p in m._parameters.values() if p is not None and p.requires_grad
-        ]
-    )
+    held = [] if grad else [p for m in modules for p in m._parameters.values()]
+    wanting = [p for p in held if p is not None and p.requires_grad]
     before = _AS_THEY_ARE.set(True)
     try:
         for m in training:

@@ -444,11 +444,10 @@ class Noise:
         word, shape = _stream_word(kind, stream), _shape(shape)
         n, dtype = (math.prod(shape), self._dtype(dtype))
         on_cpu = self.chains.device.type == "cpu"
-        limits = (
-            (WINDOW_FIRST, WINDOW_MOST)
-            if on_cpu
-            else (WINDOW_FIRST_ACCELERATOR, WINDOW_MOST_ACCELERATOR)
-        )
+        if on_cpu:
+            limits = (WINDOW_FIRST, WINDOW_MOST)
+        else:
+            limits = (WINDOW_FIRST_ACCELERATOR, WINDOW_MOST_ACCELERATOR)
         start, stop = _span(step, 4 * -(-n // 4) * len(self.chains), self.window, limits)
         values = self._made(kind, range(start, stop), word, shape, dtype)
         with torch.inference_mode(False), torch.no_grad():

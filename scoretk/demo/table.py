@@ -100,11 +100,10 @@ def _cells(row: Row) -> tuple[str, ...]:
         )
     distance = f"|z| {q.z:.1f}" if q.z is not None else _number(q.distance, ".2f")
     found = "" if q.mmd is None else f"{q.mmd:.4f} ({q.mmd_floor:.4f})"
-    confidence = (
-        None
-        if q.confidence is None or q.real_confidence is None
-        else q.confidence - q.real_confidence
-    )
+    if q.confidence is None or q.real_confidence is None:
+        confidence = None
+    else:
+        confidence = q.confidence - q.real_confidence
     return (
         *names,
         row.shown,

@@ -147,7 +147,8 @@ class Summary:
         )
         size = f"{counted(self.chains, 'chain')} of {counted(self.draws, 'draw')}"
         verdict = "<br>".join(map(escape, self.verdict.split("\n")))
-        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{more}<p>{size}</p><p>{verdict}</p>"
+        table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{more}"
+        return f"{table}<p>{size}</p><p>{verdict}</p>"
 
 
 def summarise(
@@ -189,14 +190,10 @@ def summarise(
     flat = kept.numpy()
     chosen = np.unique(np.linspace(0, len(names) - 1, min(most, len(names))).round().astype(int))
     weighed = weights(reported, len(flat)) if sampler.independent else None
-    rows = (
-        {
-            names[i]: _row(flat[:, :, i].astype(np.float64), VALUES // len(chosen), weighed)
-            for i in chosen
-        }
-        if flat.size
-        else {}
-    )
+    rows = {
+        names[i]: _row(flat[:, :, i].astype(np.float64), VALUES // len(chosen), weighed)
+        for i in (chosen if flat.size else ())
+    }
     found = findings(flat, names, status, failed_at, reported, sampler, exact_ends)
     return Summary(
         rows, found, len(flat), flat.shape[1], len(names) - len(chosen), sampler.independent

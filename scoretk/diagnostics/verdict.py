@@ -586,11 +586,10 @@ def _hamiltonian(
                 x.std((0, 1), dtype=np.float64) + 1e-300
             )
         most = int(np.nan_to_num(far).argmax())
-        aim = (
-            "aim at a higher acceptance (accept=0.95), or "
-            if "accept" in sampler.settings or not sampler.text
-            else ""
-        )
+        if "accept" in sampler.settings or not sampler.text:
+            aim = "aim at a higher acceptance (accept=0.95), or "
+        else:
+            aim = ""
         aim = aim or (
             f"use {sampler.smaller_steps}, or " if "step_size" in sampler.settings else ""
         )

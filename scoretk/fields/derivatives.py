@@ -136,11 +136,10 @@ def check_derivative(
     with torch.no_grad():
         value = f(x)
     w, v = probes(value, len(value), 1), probes(x, len(x), 2)
-    pull = (
-        _pulled(f, what, owner, hint)
-        if gradient is None
-        else _weighted(gradient, what, owner, hint)
-    )
+    if gradient is None:
+        pull = _pulled(f, what, owner, hint)
+    else:
+        pull = _weighted(gradient, what, owner, hint)
     told = row_dot(pull(x, w), v)
     scale = x.square().mean().sqrt()
     scale = torch.where((scale > 0) & scale.isfinite(), scale, 1.0)
@@ -191,11 +190,10 @@ def check_no_steps(
     Raises:
         InvalidArgument: It depends on some coordinate in steps.
     """
-    pull = (
-        _pulled(f, what, owner, hint)
-        if gradient is None
-        else _weighted(gradient, what, owner, hint)
-    )
+    if gradient is None:
+        pull = _pulled(f, what, owner, hint)
+    else:
+        pull = _weighted(gradient, what, owner, hint)
     for n in (PLACES, ALL_PLACES):
         z = probes(like, n, 3)
         x = across(torch.logspace(math.log10(NEAREST), math.log10(FARTHEST), n).to(z), z) * z

@@ -238,11 +238,10 @@ class _Image:
     def constrain(self, z: Tensor) -> Tensor:
         x = self.inner.constrain(z)
         for transform in self.transforms:
-            x = (
-                _stick_breaking(x)
-                if isinstance(transform, td.transforms.StickBreakingTransform)
-                else transform(x)
-            )
+            if isinstance(transform, td.transforms.StickBreakingTransform):
+                x = _stick_breaking(x)
+            else:
+                x = transform(x)
         return self.clamped(x)
 
     def clamped(self, x: Tensor) -> Tensor:

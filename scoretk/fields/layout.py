@@ -52,11 +52,10 @@ class Variable:
     def __post_init__(self) -> None:
         shape = as_event_shape(self.shape, "shape")
         if not isinstance(self.constraint, constraints.Constraint):
-            hint = (
-                "Its support is .support"
-                if isinstance(self.constraint, Distribution)
-                else "Such as torch.distributions.constraints.positive"
-            )
+            if isinstance(self.constraint, Distribution):
+                hint = "Its support is .support"
+            else:
+                hint = "Such as torch.distributions.constraints.positive"
             raise InvalidArgument("constraint", self.constraint, "a constraint", hint)
         dims = (self.dims,) if isinstance(self.dims, str) else self.dims
         if dims is not None:

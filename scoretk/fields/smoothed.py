@@ -150,11 +150,10 @@ def smoothed(
             "field at time t",
         )
     if not has & ({"energy", "score"} if langevin else {"energy"}):
-        bridge = (
-            "estimator='langevin' needs the score only"
-            if "score" in has
-            else "Give it energy(x) or score(x)"
-        )
+        if "score" in has:
+            bridge = "estimator='langevin' needs the score only"
+        else:
+            bridge = "Give it energy(x) or score(x)"
         raise MissingCapability(field_name(field), has, {"energy"}, bridge)
     if count("samples", samples, least=4) % 2:
         raise InvalidArgument(

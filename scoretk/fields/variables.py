@@ -496,11 +496,10 @@ def check_takes(fn: Any, layout: Layout) -> None:
     any_name = any(p.kind is Parameter.VAR_KEYWORD for p in taken)
     missing = [] if any_name else [name for name in layout.shapes if name not in known]
     if missing or unnamed:
-        said = (
-            f"does not take {', '.join(missing)} by name"
-            if missing
-            else (f"takes {', '.join(unnamed)} by position only")
-        )
+        if missing:
+            said = f"does not take {', '.join(missing)} by name"
+        else:
+            said = f"takes {', '.join(unnamed)} by position only"
         expected = f"a callable {form}, each variable an argument of its name"
         raise InvalidArgument("fn", fn, expected, f"It {said}")
 

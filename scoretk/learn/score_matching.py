@@ -86,11 +86,10 @@ def sliced_score_matching(
             "probes", probes, f"shape (k, {', '.join(map(str, x.shape))}) with k of at least 1"
         )
     s, curvatures = _along(score, x, probes)
-    squares = (
-        row_dot(s, s)
-        if variance_reduced
-        else torch.stack([row_dot(v, s).square() for v in probes]).mean(0)
-    )
+    if variance_reduced:
+        squares = row_dot(s, s)
+    else:
+        squares = torch.stack([row_dot(v, s).square() for v in probes]).mean(0)
     return squares / 2 + curvatures.mean(0)
 
 

@@ -170,11 +170,10 @@ def integrate(
     # Here, as it imports scipy, which takes longer than all of this package.
     from torchdiffeq import odeint
 
-    pair = (
-        method
-        if isinstance(method, Borrowed)
-        else TORCHDIFFEQ[option("method", method, TORCHDIFFEQ)]
-    )
+    if isinstance(method, Borrowed):
+        pair = method
+    else:
+        pair = TORCHDIFFEQ[option("method", method, TORCHDIFFEQ)]
     guarded = _Guarded(velocity, x, start, end)
     times = torch.tensor([start, end], dtype=widest(x.device), device=x.device)
     options = {"norm": largest_row_rms, "step_t": times[1:], "max_num_steps": max_steps}

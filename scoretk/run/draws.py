@@ -198,11 +198,10 @@ class Draws:
         return {name: n for name, n in counts.items() if n}
 
     def __repr__(self) -> str:
-        kept = (
-            f"x={tuple(self.x.shape)}"
-            if vars(self)["x"] is not None
-            else f"moments of {tuple(self.final.shape)}"
-        )
+        if vars(self)["x"] is not None:
+            kept = f"x={tuple(self.x.shape)}"
+        else:
+            kept = f"moments of {tuple(self.final.shape)}"
         wrong = f", failed={self.failures}" if self.failures else ""
         names = "" if self.layout is None else f" of {self.layout.told()}"
         solver = self.provenance.get("solver")

@@ -174,11 +174,10 @@ def reach_of(solver: Any, bound: Bound, x: Tensor) -> Tensor | None:
     scale = extent(x).clamp(min=1.0)
     if not isinstance(bound, TimedField):
         return BEYOND_START * scale
-    known = (
-        []
-        if bound.path is None
-        else [float(f(t)) for f in (bound.path.alpha, bound.path.sigma) for t in (0.0, 1.0)]
-    )
+    if bound.path is None:
+        known = []
+    else:
+        known = [float(f(t)) for f in (bound.path.alpha, bound.path.sigma) for t in (0.0, 1.0)]
     return BEYOND_PATH * scale.clamp(min=max(known, default=1.0))
 
 

@@ -144,11 +144,10 @@ def read_moments(
             told = tuned_leaves(moments[0].state) if i and 0 in moments else tuned
             moments[i] = _read_moment(saved.under(f"{i}/"), solver, batch, told, **position)
         saved.nothing_left()
-        other = (
-            contradiction(batch.bound, solver.needs, _held(said, moments[i].state.x))
-            if moments
-            else None
-        )
+        if moments:
+            other = contradiction(batch.bound, solver.needs, _held(said, moments[i].state.x))
+        else:
+            other = None
     except (ValueError, KeyError, TypeError) as error:
         raise unfit(path, error) from error
     if other is not None:

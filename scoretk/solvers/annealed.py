@@ -364,11 +364,10 @@ class AnnealedLangevin:
         """One step, by the next row of the table: t, alpha, the weight of the score, the noise."""
         t, alpha, drift, spread = read_row(state.table, state.step)
         z = noise.normal(state.step, Stream.PROPOSAL, tuple(state.x.shape[1:]), state.x.dtype)
-        score = (
-            field.score(state.x * alpha, t)
-            if isinstance(field, TimedField)
-            else field.score(state.x)
-        )
+        if isinstance(field, TimedField):
+            score = field.score(state.x * alpha, t)
+        else:
+            score = field.score(state.x)
         return state._replace(x=state.x + drift * score + spread * z, step=state.step + 1), {}
 
     def start(self, field: Any, x: Tensor, noise: NoiseSource) -> Tensor:
@@ -461,11 +460,10 @@ def _log_ratio(ladder: Tensor) -> float:
 
 def _geometric(high: float, low: float, n: int) -> Tensor:
     """Geometric levels from high to low, `(n,)` in float64; a single one is low."""
-    steps = (
-        torch.linspace(0, 1, n, dtype=torch.float64)
-        if n > 1
-        else torch.ones(1, dtype=torch.float64)
-    )
+    if n > 1:
+        steps = torch.linspace(0, 1, n, dtype=torch.float64)
+    else:
+        steps = torch.ones(1, dtype=torch.float64)
     return torch.exp(math.log(high) * (1 - steps) + math.log(low) * steps)
 
 

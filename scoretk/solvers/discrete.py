@@ -105,11 +105,10 @@ def start_on_states(field: StaticField, x: Tensor) -> Tensor:
     states = check_states(native.states, field.event_shape)
     nearest = place(labels(x, states), states, field.event_shape, x.dtype)
     if not torch.allclose(nearest, x, atol=1e-6):
-        expected = (
-            "one-hot rows on the last axis"
-            if states == ONE_HOT
-            else f"every site in one of the states {states}"
-        )
+        if states == ONE_HOT:
+            expected = "one-hot rows on the last axis"
+        else:
+            expected = f"every site in one of the states {states}"
         raise InvalidArgument(
             "x", x, expected, "Start from the field's own `initial`, or give init such states"
         )

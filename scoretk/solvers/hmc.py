@@ -122,11 +122,10 @@ class Hamiltonian(Tunable):
 
     def _start(self, field: StaticField, x: Tensor, length: float) -> HMCState:
         shape = x.shape[1:]
-        scale = (
-            torch.eye(shape.numel(), dtype=x.dtype, device=x.device)
-            if self._dense
-            else x.new_ones(shape)
-        )
+        if self._dense:
+            scale = torch.eye(shape.numel(), dtype=x.dtype, device=x.device)
+        else:
+            scale = x.new_ones(shape)
         size = torch.tensor(self._eps if self._eps is not None else 0.1, dtype=torch.float64)
         step = torch.zeros((), dtype=torch.int64)
         return HMCState(

@@ -523,11 +523,10 @@ class AdjustedMCLMC(_Isokinetic):
         if self.leapfrogs is not None:
             return self._trajectory(field, state, noise, eps, self.leapfrogs)
         length = float(state.length)
-        steps = (
-            min(math.ceil(length / float(state.step_size)), self.most)
-            if length
-            else self._first_steps
-        )
+        if length:
+            steps = min(math.ceil(length / float(state.step_size)), self.most)
+        else:
+            steps = self._first_steps
         return self._trajectory(field, state, noise, eps, steps)
 
     def _trajectory(

@@ -285,11 +285,10 @@ def _rows(
         noisy = CONTESTANTS[name].noisy
         limit = dict.fromkeys(COUNTS, NEAR * floor.value) if noisy else known
         behind = [str(c) for c in COUNTS if not errors[c].value <= limit[c]]
-        what = (
-            f"more than {NEAR} times the floor"
-            if noisy
-            else "behind the best of the literature and peers"
-        )
+        if noisy:
+            what = f"more than {NEAR} times the floor"
+        else:
+            what = "behind the best of the literature and peers"
         cause = f"{what} at {', '.join(behind)} evaluations" if behind else ""
         yield {
             "target": target,

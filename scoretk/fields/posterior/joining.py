@@ -132,11 +132,10 @@ def as_method(value: str | PosteriorMethod | None, likelihood: Likelihood) -> Po
     linear = isinstance(likelihood, LinearGaussian)
     if value is None:
         value = "mmps" if linear else "dps"
-    method = (
-        POSTERIOR_METHODS[option("method", value, POSTERIOR_METHODS)]()
-        if isinstance(value, str)
-        else value
-    )
+    if isinstance(value, str):
+        method = POSTERIOR_METHODS[option("method", value, POSTERIOR_METHODS)]()
+    else:
+        method = value
     if isinstance(method, type) or not callable(getattr(method, "shift", None)):
         raise InvalidArgument("method", value, "a method, such as scoretk.MMPS(iterations=10)")
     if not linear and trait(method, "linear"):

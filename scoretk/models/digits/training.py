@@ -108,11 +108,10 @@ def labelled(
         raise InvalidArgument("data", None, "rows (n, *event_shape), as labels are given")
     ready = prepare(data, smoothing)
     n, unknown = len(ready.rows), "" if least == 0 else f", or {least} where unknown"
-    found = (
-        read_array(labels, argument="labels", axes=1)
-        if isinstance(labels, str | os.PathLike)
-        else labels
-    )
+    if isinstance(labels, str | os.PathLike):
+        found = read_array(labels, argument="labels", axes=1)
+    else:
+        found = labels
     known = torch.as_tensor(found) if hasattr(found, "shape") else torch.empty(0)
     known = known.squeeze(1) if known.shape == (n, 1) else known  # a column of a table
     whole = known.long()

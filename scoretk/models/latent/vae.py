@@ -512,11 +512,10 @@ class Marginal:
             generative models" (2017).
         """
         data = self.vae.data_rows(x)
-        base = (
-            self.vae.prior
-            if {"draw", "log_prob"} <= offers(self.vae.prior)
-            else standard_normal(self.vae.event_shape)
-        )
+        if {"draw", "log_prob"} <= offers(self.vae.prior):
+            base = self.vae.prior
+        else:
+            base = standard_normal(self.vae.event_shape)
         found = [
             log_partition(
                 self.vae.posterior(row), base, chains=chains, seed=derive(seed, i), **options
