@@ -412,7 +412,10 @@ def tensor_value(tensor: Tensor) -> str:
     # A nested tensor has no shape, or one that counts tensors; its rows' lengths are among its
     # numbers.
     if tensor.is_nested:
-        shape: tuple[Any, ...] = ("nested", tensor.shape[0] if tensor.layout is torch.jagged else tensor.size(0))
+        shape: tuple[Any, ...] = (
+            "nested",
+            tensor.shape[0] if tensor.layout is torch.jagged else tensor.size(0),
+        )
     else:
         shape = tuple(tensor.shape)
     what = f"{str(tensor.dtype).removeprefix('torch.')} {shape}"

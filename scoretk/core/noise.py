@@ -61,7 +61,7 @@ from scoretk.core.streams import Stream
 from scoretk.core.warned import warn
 from scoretk.errors import InvalidArgument
 
-__all__ = ["Noise", "Stream", "derive", "philox4x32"]
+__all__ = ["DerivedNoise", "Noise", "Stream", "derive", "philox4x32"]
 
 MASK = 0xFFFFFFFF
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -458,6 +458,34 @@ class Noise:
         if stop - start > 1:
             self._windows[asked] = _Window(start, stop, rows, values, values._version)
         return rows[step - start]
+
+
+class DerivedNoise:
+    """A source of noise made from another one: its three methods call `_ask`."""
+
+    def _ask(
+        self, method: str, step: Any, stream: int, shape: Sequence[int], dtype: torch.dtype | None
+    ) -> Tensor:
+        """What the method of this name answers."""
+        raise NotImplementedError
+
+    def normal(
+        self, step: Any, stream: int, shape: Sequence[int], dtype: torch.dtype | None = None
+    ) -> Tensor:
+        """As `Noise.normal`."""
+        return self._ask("normal", step, stream, shape, dtype)
+
+    def uniform(
+        self, step: Any, stream: int, shape: Sequence[int], dtype: torch.dtype | None = None
+    ) -> Tensor:
+        """As `Noise.uniform`."""
+        return self._ask("uniform", step, stream, shape, dtype)
+
+    def rademacher(
+        self, step: Any, stream: int, shape: Sequence[int], dtype: torch.dtype | None = None
+    ) -> Tensor:
+        """As `Noise.rademacher`."""
+        return self._ask("rademacher", step, stream, shape, dtype)
 
 
 @cache

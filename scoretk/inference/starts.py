@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from scoretk.core.noise import Noise
+from scoretk.core.noise import DerivedNoise, Noise
 from scoretk.core.streams import Stream
 from scoretk.errors import InvalidArgument
 from scoretk.fields.protocols import field_name, is_timed, offers, optional
@@ -22,7 +23,7 @@ STEPS_A_START = 1 << 16
 
 
 @dataclass(frozen=True)
-class Later:
+class Later(DerivedNoise):
     """The noise of chains for another attempt at a start, from steps of its own."""
 
     noise: Noise
@@ -32,38 +33,12 @@ class Later:
     def chains(self) -> Tensor:
         return self.noise.chains
 
-    def _step(self, step: int | Tensor) -> int | Tensor:
-        return self.attempt * STEPS_A_START + step
-
-    def normal(
-        self,
-        step: int | Tensor,
-        stream: int,
-        shape: tuple[int, ...],
-        dtype: torch.dtype | None = None,
+    def _ask(
+        self, method: str, step: Any, stream: int, shape: Sequence[int], dtype: torch.dtype | None
     ) -> Tensor:
-        """As `Noise.normal`, of the attempt's own steps."""
-        return self.noise.normal(self._step(step), stream, shape, dtype)
-
-    def uniform(
-        self,
-        step: int | Tensor,
-        stream: int,
-        shape: tuple[int, ...],
-        dtype: torch.dtype | None = None,
-    ) -> Tensor:
-        """As `Noise.uniform`."""
-        return self.noise.uniform(self._step(step), stream, shape, dtype)
-
-    def rademacher(
-        self,
-        step: int | Tensor,
-        stream: int,
-        shape: tuple[int, ...],
-        dtype: torch.dtype | None = None,
-    ) -> Tensor:
-        """As `Noise.rademacher`."""
-        return self.noise.rademacher(self._step(step), stream, shape, dtype)
+        own = self.attempt * STEPS_A_START + step
+        values: Tensor = getattr(self.noise, method)(own, stream, shape, dtype)
+        return values
 
 
 def step_by_step(noise: Noise) -> Noise:

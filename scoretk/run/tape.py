@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from scoretk.core.compiling import compiled
-from scoretk.core.noise import Noise
+from scoretk.core.noise import DerivedNoise, Noise
 from scoretk.fields.resolve import Bound
 from scoretk.run.state import state_leaves
 
@@ -54,8 +54,8 @@ class Heard(NamedTuple):
     kept: frozenset[str] = frozenset()
 
 
-class _Asking:
-    """A noise source whose three methods call `_ask`; other attributes are those of the noise."""
+class _Asking(DerivedNoise):
+    """A source of noise with the attributes of another one."""
 
     def __init__(self, noise: Noise) -> None:
         self.noise = noise
@@ -63,35 +63,12 @@ class _Asking:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.noise, name)
 
-    def _ask(
-        self, method: str, step: Any, stream: int, shape: Sequence[int], dtype: torch.dtype | None
-    ) -> Tensor:
-        raise NotImplementedError
-
     def _own(
         self, method: str, step: Any, stream: int, shape: Sequence[int], dtype: torch.dtype | None
     ) -> Tensor:
         """What the noise itself answers."""
         values: Tensor = getattr(self.noise, method)(step, stream, shape, dtype)
         return values
-
-    def normal(
-        self, step: Any, stream: int, shape: Sequence[int], dtype: torch.dtype | None = None
-    ) -> Tensor:
-        """As `Noise.normal`."""
-        return self._ask("normal", step, stream, shape, dtype)
-
-    def uniform(
-        self, step: Any, stream: int, shape: Sequence[int], dtype: torch.dtype | None = None
-    ) -> Tensor:
-        """As `Noise.uniform`."""
-        return self._ask("uniform", step, stream, shape, dtype)
-
-    def rademacher(
-        self, step: Any, stream: int, shape: Sequence[int], dtype: torch.dtype | None = None
-    ) -> Tensor:
-        """As `Noise.rademacher`."""
-        return self._ask("rademacher", step, stream, shape, dtype)
 
 
 class _Operations(TorchDispatchMode):

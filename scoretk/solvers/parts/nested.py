@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from scoretk.core.noise import DerivedNoise
 from scoretk.errors import InvalidArgument
 from scoretk.fields.protocols import NoiseSource
 from scoretk.plugins import as_solver, load_solver
@@ -17,7 +19,7 @@ __all__ = ["NestedNoise", "as_kernel", "settled_kernel", "with_step_size"]
 
 
 @dataclass(frozen=True)
-class NestedNoise:
+class NestedNoise(DerivedNoise):
     """Noise for several replicas of each chain, as rows `(chains * replicas,)`.
 
     Args:
@@ -36,34 +38,13 @@ class NestedNoise:
         """The id of each row's chain, `(chains * replicas,)`."""
         return self.noise.chains.repeat_interleave(self.replicas)
 
-    def normal(
-        self, step: int | Tensor, stream: int, shape: tuple[int, ...], dtype: object = None
+    def _ask(
+        self, method: str, step: Any, stream: int, shape: Sequence[int], dtype: torch.dtype | None
     ) -> Tensor:
-        """Standard normals, `(chains * replicas, *shape)`."""
-        return self._rows(self.noise.normal, step, stream, shape, dtype)
-
-    def uniform(
-        self, step: int | Tensor, stream: int, shape: tuple[int, ...], dtype: object = None
-    ) -> Tensor:
-        """Uniforms in (0, 1), `(chains * replicas, *shape)`."""
-        return self._rows(self.noise.uniform, step, stream, shape, dtype)
-
-    def rademacher(
-        self, step: int | Tensor, stream: int, shape: tuple[int, ...], dtype: object = None
-    ) -> Tensor:
-        """Random signs, `(chains * replicas, *shape)`."""
-        return self._rows(self.noise.rademacher, step, stream, shape, dtype)
-
-    def _rows(
-        self,
-        kind: Callable[..., Tensor],
-        step: int | Tensor,
-        stream: int,
-        shape: tuple[int, ...],
-        dtype: object,
-    ) -> Tensor:
+        """Values `(chains * replicas, *shape)`."""
         # replicas vary fastest: no two share an element, whatever shapes a kernel asks for
-        values = kind(self.first + step, stream, (*shape, self.replicas), dtype)
+        kind = getattr(self.noise, method)
+        values: Tensor = kind(self.first + step, stream, (*shape, self.replicas), dtype)
         return values.movedim(-1, 1).flatten(0, 1)
 
 
