@@ -266,7 +266,7 @@ def test_eight_schools_by_default():
 class PlainMean(stk.ChEES):
     """The mutant: a mean that overlooks the few chains in the neck."""
 
-    def _pooled(self):
+    def _step_size_part(self):
         return DualAveraging(self.accept)
 
 

@@ -162,17 +162,17 @@ class Hamiltonian(Tunable):
 
         Where the step size is tuned, chains that start far off begin as in `warmup.approach`.
         """
-        step_size = () if self._eps is not None else (self._pooled(),)
+        step_size = () if self._eps is not None else (self._step_size_part(),)
         lengths = ("length",) if self._eps is not None else ("step_size", "length")
         scales = () if self.metric == "none" else (Scales(self.metric, lengths),)
         approach = Approach(self.metric) if self._eps is None else None
-        return Adaptation((*step_size, *self._lengths(), *scales), approach)
+        return Adaptation((*step_size, *self._length_parts(), *scales), approach)
 
-    def _pooled(self) -> Part:
+    def _step_size_part(self) -> Part:
         """The part of warmup that tunes the step size."""
         return DualAveraging(self.accept)
 
-    def _lengths(self) -> tuple[Part, ...]:
+    def _length_parts(self) -> tuple[Part, ...]:
         """The part of warmup that tunes the length of trajectories, if any does."""
         return ()
 
@@ -328,10 +328,10 @@ class ChEES(Hamiltonian):
         state, info, end, time = self._halton_step(field, state, noise, shorter)
         return Trial(state, info, info["accept"], TimedTrajectory(end, time))
 
-    def _pooled(self) -> Part:
+    def _step_size_part(self) -> Part:
         return DualAveraging(self.accept, "harmonic")
 
-    def _lengths(self) -> tuple[Part, ...]:
+    def _length_parts(self) -> tuple[Part, ...]:
         if self.length is not None:
             return ()
         return (SquaredJumps(self.learning_rate, self.most, self._dense),)

@@ -275,18 +275,18 @@ class _Isokinetic(Tunable):
         Where the step size is tuned, all chains begin with the steps of `warmup.approach`.
         """
         tuned = self.step_size is None
-        step_size = (self._pooled(),) if tuned else ()
+        step_size = (self._step_size_part(),) if tuned else ()
         parts = (
             *step_size,
-            *self._lengths(),
+            *self._length_parts(),
             Scales(self.metric, ("step_size",) if tuned else ()),
-            *self._multiples(),
+            *self._multiple_parts(),
         )
         if self._learns:
             return Adaptation(parts, Approach(self.metric, always=True) if tuned else None)
         return Adaptation()
 
-    def _pooled(self) -> Part:
+    def _step_size_part(self) -> Part:
         """The part of warmup that tunes the step size."""
         raise NotImplementedError
 
@@ -295,11 +295,11 @@ class _Isokinetic(Tunable):
         """Whether there is anything to learn."""
         return self.step_size is None or self.length is None or self.metric != "none"
 
-    def _lengths(self) -> tuple[Part, ...]:
+    def _length_parts(self) -> tuple[Part, ...]:
         """The part of warmup that tunes the length, if any does."""
         raise NotImplementedError
 
-    def _multiples(self) -> tuple[Part, ...]:
+    def _multiple_parts(self) -> tuple[Part, ...]:
         """The part of warmup that keeps the length at a multiple of the step size, if any does."""
         return ()
 
@@ -350,10 +350,10 @@ class MCLMC(_Isokinetic):
         """One gradient a drift, and the energy at the end."""
         return {"energy": 1, "score": self._gradients}
 
-    def _pooled(self) -> Part:
+    def _step_size_part(self) -> Part:
         return EnergyError(self.energy_variance)
 
-    def _lengths(self) -> tuple[Part, ...]:
+    def _length_parts(self) -> tuple[Part, ...]:
         return (Decorrelation(),) if self.length is None else ()
 
     def init(self, field: StaticField, x: Tensor, noise: NoiseSource) -> MCLMCState:
@@ -493,13 +493,13 @@ class AdjustedMCLMC(_Isokinetic):
             or (self.length is None and self.leapfrogs is None)
         )
 
-    def _pooled(self) -> Part:
+    def _step_size_part(self) -> Part:
         return DualAveraging(self.accept)
 
-    def _lengths(self) -> tuple[Part, ...]:
+    def _length_parts(self) -> tuple[Part, ...]:
         return (Spread(QUARTER),) if self.length is None and self.leapfrogs is None else ()
 
-    def _multiples(self) -> tuple[Part, ...]:
+    def _multiple_parts(self) -> tuple[Part, ...]:
         return () if self.leapfrogs is None else (Multiple(self.leapfrogs),)
 
     @property
