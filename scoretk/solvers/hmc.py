@@ -53,7 +53,7 @@ from scoretk.solvers.warmup.learning import Part, Trial
 from scoretk.solvers.warmup.length import SquaredJumps, TimedTrajectory
 from scoretk.solvers.warmup.plan import takes_pilot
 from scoretk.solvers.warmup.scales import METRICS, Scales
-from scoretk.solvers.warmup.step_size import DualAveraging
+from scoretk.solvers.warmup.step_size import DualAveraging, number
 from scoretk.solvers.warmup.tuned import Tunable
 
 __all__ = [
@@ -126,16 +126,9 @@ class Hamiltonian(Tunable):
             scale = torch.eye(shape.numel(), dtype=x.dtype, device=x.device)
         else:
             scale = x.new_ones(shape)
-        size = torch.tensor(self._eps if self._eps is not None else 0.1, dtype=torch.float64)
+        size = number(0.1 if self._eps is None else self._eps)
         step = torch.zeros((), dtype=torch.int64)
-        return HMCState(
-            x,
-            *field.energy_and_grad(x),
-            step,
-            size,
-            scale,
-            torch.tensor(length, dtype=torch.float64),
-        )
+        return HMCState(x, *field.energy_and_grad(x), step, size, scale, number(length))
 
     def _trajectory(
         self, field: StaticField, state: HMCState, noise: NoiseSource, eps: Any, steps: int | Tensor
