@@ -304,7 +304,9 @@ def by_adjoint(solver: Solver) -> Solver:
     )
 
 
-def place_of(model: Any, init: object, device: Any, dtype: Any) -> StatePlace:
+def place_of(
+    model: Any, init: object, device: torch.device | str | None, dtype: torch.dtype | None
+) -> StatePlace:
     """Device and dtype of the state.
 
     As asked, else as `init`, else as the model, else torch's defaults; the dtype of a network's

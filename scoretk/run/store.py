@@ -316,7 +316,7 @@ class Store:
         Raises:
             StoreError: The disk refuses.
         """
-        with self.told():
+        with self.as_store_errors():
             group = self._opened()
             content = np.frombuffer(to_bytes(outcome), np.uint8)
             place = group.require_group(OUTCOME)
@@ -359,7 +359,7 @@ class Store:
 
     def open(self) -> None:
         """Open the arrays that are there, so that each chunk is written, also one of NaN alone."""
-        with self.told(), zarr_module().config.set({"array.write_empty_chunks": True}):
+        with self.as_store_errors(), zarr_module().config.set({"array.write_empty_chunks": True}):
             self.arrays = _arrays(self._opened())
 
     def names(self) -> list[str]:
@@ -380,7 +380,7 @@ class Store:
         """
         if not self._writes:
             return
-        with self.told():
+        with self.as_store_errors():
             for name, value in values.items():
                 for where, part in self._placed(name, value):
                     if value.ndim == 1:
@@ -390,7 +390,7 @@ class Store:
                     self.arrays[where][rows, start:end] = np.swapaxes(part[: end - start], 0, 1)
 
     @contextmanager
-    def told(self) -> Iterator[None]:
+    def as_store_errors(self) -> Iterator[None]:
         """A context in which errors of the disk are raised as a `StoreError`."""
         try:
             yield

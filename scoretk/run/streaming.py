@@ -65,7 +65,7 @@ class Streaming:
     def _ring(self, like: Mapping[str, Tensor]) -> Record:
         """An empty ring for draws like these; its arrays are in the store from now on."""
         chunk = self.store.draws_a_chunk(like["x"])
-        with self.store.told():
+        with self.store.as_store_errors():
             self.store.made(like, chunk)
         self._now.chunk, size = chunk, 2 * chunk + max(chunk, LEAST_BLOCK)
         return Record.from_flat({n: v.new_empty((size, *v.shape)) for n, v in like.items()})
