@@ -431,7 +431,7 @@ def test_a_measurement_that_is_missing_fails_its_own_chain(solver):
     [
         (lambda: SplitGibbs(0.0), "coupling"),
         (lambda: SplitGibbs(2.0, first=1.0), "at least the coupling"),
-        (lambda: SplitGibbs(held=0.0), "a share above 0"),
+        (lambda: SplitGibbs(held=0.0), r"a number in \(0, 1"),
         (lambda: SplitGibbs(spread=0.0), "spread"),
         (lambda: SplitGibbs(steps=0), "steps"),
         (lambda: DAPS(0), "levels"),

@@ -18,6 +18,7 @@ import scoretk as stk
 from scoretk import cli
 from scoretk.errors import printable
 from scoretk.plugins import Broken, containment, list_models, verify
+from scoretk.plugins.catalog import Catalog
 from scoretk.plugins.containment import contained, outside
 from tests.processes import environment
 
@@ -476,9 +477,9 @@ class TestCommandLine:
         assert not any(
             isinstance(e, Broken) for e in list_models() if e.distribution == "wants-more"
         )
+        own = Catalog.listing
         monkeypatch.setattr(
-            "scoretk.plugins.models.list_models",
-            lambda: [e for e in list_models() if e.distribution == "wants-more"],
+            Catalog, "listing", lambda all: [e for e in own(all) if e.distribution == "wants-more"]
         )
         (found,) = verify()
         assert not isinstance(found, Broken)

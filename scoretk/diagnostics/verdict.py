@@ -353,9 +353,7 @@ def low_acceptance(stats: Mapping[str, Array], sampler: Sampler) -> Iterator[Fin
 def _longest_run(flags: Array) -> Array:
     """The longest run of true values in each row."""
     place = np.arange(1, flags.shape[1] + 1)
-    if flags.shape[1]:
-        return (place - np.maximum.accumulate(np.where(flags, 0, place), 1)).max(1)
-    return np.zeros(len(flags))
+    return (place - np.maximum.accumulate(np.where(flags, 0, place), 1)).max(1)
 
 
 class _Joined:
