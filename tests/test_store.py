@@ -167,7 +167,9 @@ class TestTheSameDraws:
     def test_blocks_go_round_the_ring_as_draws_do(self, every):
         """Of a compiled run's blocks the ring holds what it holds of their draws, one after another."""
         store = SimpleNamespace(
-            draws_a_chunk=lambda like: 5, told=contextlib.nullcontext, made=lambda like, chunk: None
+            draws_a_chunk=lambda like: 5,
+            as_store_errors=contextlib.nullcontext,
+            made=lambda like, chunk: None,
         )
         x = torch.arange(180.0).reshape(60, 3, 1)
         stats = {"energy": x[..., 0] ** 2}
