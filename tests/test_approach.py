@@ -340,12 +340,10 @@ def test_new_scales_change_the_unit_of_the_slope_and_nothing_else(dense):
     part = next(part for part in solver.adaptation.parts if isinstance(part, SquaredJumps))
     memory = part.begin(solver, field, state, noise, torch.ones(64, dtype=torch.bool))[1]
     memory = memory._replace(slowest=torch.tensor([9.0, 0.0], dtype=torch.float64))
-    end = leapfrog(
-        field, Point(x, state.energy, state.grad), torch.zeros_like(x), 0.2, 3, old, dense
-    )
+    end = leapfrog(field, Point(x, state.energy, state.grad), torch.zeros_like(x), 0.2, 3, old)
     slopes = []
     for scale in (old, new):  # the same positions, and the momentum that leads through them
-        there = end._replace(momentum=unstretch(scale, end.momentum, dense))
+        there = end._replace(momentum=unstretch(scale, end.momentum))
         args = (
             state._replace(scale=scale),
             TimedTrajectory(there, 0.6),
@@ -356,7 +354,7 @@ def test_new_scales_change_the_unit_of_the_slope_and_nothing_else(dense):
     first = memory._replace(
         ascent=torch.tensor([slopes[0], slopes[0] ** 2, 1.0, 0.0], dtype=torch.float64)
     )
-    moved = part.rescaled(first, old, new)
+    moved = part.rescaled(first, old, new, x.shape[1:])
     assert moved.ascent[0] == pytest.approx(slopes[1], rel=1e-9)
     assert moved.ascent[1] == pytest.approx(slopes[1] ** 2, rel=1e-9)
     torch.testing.assert_close(moved.slowest, memory.slowest * 1e4)

@@ -18,7 +18,7 @@ from scoretk.run.record import RECORDERS
 from scoretk.run.schedule import Schedule
 from scoretk.run.tape import Tape
 from scoretk.solvers.hmc import Point, halton, halton_points, leapfrog
-from scoretk.solvers.warmup.scales import accumulate, begin_window, scales, window_end
+from scoretk.solvers.warmup.scales import accumulate, begin_window, deviations, factor, window_end
 from scoretk.solvers.warmup.step_size import (
     Averaging,
     DualAveraging,
@@ -130,12 +130,11 @@ def test_the_leapfrog_is_reversible_and_of_second_order():
     x, p = (torch.randn(6, 2, generator=generator, dtype=torch.float64) for _ in range(2))
     scale = torch.tensor([0.7, 1.3], dtype=torch.float64)
     start = Point(x, *field.energy_and_grad(x))
-    end = leapfrog(field, start, p, 0.05, 7, scale, False)
-    back = leapfrog(field, end.point, -end.momentum, 0.05, 7, scale, False)
+    end = leapfrog(field, start, p, 0.05, 7, scale)
+    back = leapfrog(field, end.point, -end.momentum, 0.05, 7, scale)
     torch.testing.assert_close(back.point.x, x, rtol=1e-9, atol=1e-9)
     errors = [
-        leapfrog(field, start, p, 0.1 / n, 2 * n, scale, False).log_ratio.abs().max()
-        for n in (8, 16)
+        leapfrog(field, start, p, 0.1 / n, 2 * n, scale).log_ratio.abs().max() for n in (8, 16)
     ]
     assert 3.5 < float(errors[0] / errors[1]) < 4.5
 
@@ -172,12 +171,14 @@ def test_pooled_scales_are_the_covariance_of_all_that_was_seen():
     for metric in ("diagonal", "dense"):
         window = begin_window(x[0], metric == "dense")
         for rows in x:
-            window = accumulate(window, rows, metric == "dense")
+            window = accumulate(window, rows)
         before = torch.tensor([2.0, 3.0, 4.0], dtype=torch.float64)
         cov = x.reshape(-1, 3).T.cov()
         cov = (60 * cov + 3 * torch.diag(cov.diagonal())) / 63
         cov = (60 * cov + 5e-3 * torch.diag(before.square())) / 65
-        found = scales(window, metric, torch.diag(before) if metric == "dense" else before)[1]
+        found = (
+            factor(window, torch.diag(before)) if metric == "dense" else deviations(window, before)
+        )
         expected = torch.linalg.cholesky(cov) if metric == "dense" else cov.diagonal().sqrt()
         torch.testing.assert_close(found, expected)
 

@@ -20,6 +20,7 @@ from scoretk.run.checkpoint import MANIFEST, Checkpoint, another, check_settings
 from scoretk.run.moment import Moment, begin, failures
 from scoretk.run.state import state_leaves, tuned_leaves, with_leaves
 from scoretk.run.witness import contradiction
+from scoretk.solvers.base import traits
 
 __all__ = ["Saving", "awaited_store", "check_whose", "contents", "header_of", "read_moments"]
 
@@ -259,12 +260,13 @@ class _Saved:
         names = [name for name in self.left if name.startswith(prefix)]
         return _Saved({name[len(prefix) :]: self.left.pop(name) for name in names})
 
-    def take(self, name: str, like: Tensor) -> Tensor:
+    def take(self, name: str, like: Tensor, other: tuple[int, ...] | None = None) -> Tensor:
         """Take one tensor.
 
         Args:
             name: Its name.
             like: A tensor with its dtype and shape, on the device where it will be.
+            other: Another shape that it may have.
 
         Raises:
             ValueError: Where it is missing, or has another dtype or shape.
@@ -272,7 +274,7 @@ class _Saved:
         if name not in self.left:
             raise ValueError(f"it has no {name}")
         value, shape = self.left.pop(name), tuple(like.shape)
-        if value.dtype != like.dtype or tuple(value.shape) != shape:
+        if value.dtype != like.dtype or tuple(value.shape) not in (shape, other):
             raise ValueError(
                 f"{name} is {value.dtype} of shape {tuple(value.shape)}, not {like.dtype} of {shape}"
             )
@@ -366,7 +368,11 @@ def _read_moment(
     like, kept = batch.recorder.position(template.state.x), batch.schedule.kept_before(step)
     record = _saved_record(saved.under("record/"), len(like), kept)
     state, tuning = saved.under("state/"), saved.under("tuning/")
-    leaves = {name: state.take(name, value) for name, value in state_leaves(template.state).items()}
+    other = traits(solver).reshaped(template.state.x)
+    leaves = {
+        name: state.take(name, value, other.get(name))
+        for name, value in state_leaves(template.state).items()
+    }
     restored = None
     if template.tuning is not None and tuning.left:
         parts = state_leaves(template.tuning)

@@ -164,6 +164,10 @@ def _unmoved(field: Any, x: Tensor, noise: NoiseSource) -> Tensor:
     return x
 
 
+def _none(x: Tensor) -> Mapping[str, tuple[int, ...]]:
+    return {}
+
+
 @dataclass(frozen=True)
 class Traits:
     """What a solver may say of itself, as attributes of these names, and the defaults.
@@ -198,6 +202,8 @@ class Traits:
             into the solver's; by default it is left as it is.
         times: `times(field)`, of a solver in time that has a grid: its times, of which the first is
             where chains start; None for 0.
+        reshaped: `reshaped(x)`, the shapes, by name, that warmup may give leaves of the state that
+            chains share, in place of those that `init` gives them; by default none.
     """
 
     varying: tuple[str, ...]
@@ -213,6 +219,7 @@ class Traits:
     step_size: float | None = math.nan
     start: Callable[[Any, Tensor, NoiseSource], Tensor] = _unmoved
     times: Callable[[Any], Tensor] | None = None
+    reshaped: Callable[[Tensor], Mapping[str, tuple[int, ...]]] = _none
 
 
 def traits(solver: Any) -> Traits:

@@ -112,17 +112,18 @@ class Hamiltonian(Tunable):
         fraction("accept", self.accept, "(0, 1)")
 
     @property
-    def _dense(self) -> bool:
-        return self.metric == "dense"
-
-    @property
     def _eps(self) -> float | None:
         """The leapfrog step size, None where warmup tunes it."""
         return self.step_size
 
+    def reshaped(self, x: Tensor) -> Mapping[str, tuple[int, ...]]:
+        """As `scoretk.solvers.base.Traits` says: scales may become a Cholesky factor."""
+        d = x.shape[1:].numel()
+        return {"scale": (d, d)} if self.metric == "auto" else {}
+
     def _start(self, field: StaticField, x: Tensor, length: float) -> HMCState:
         shape = x.shape[1:]
-        if self._dense:
+        if self.metric == "dense":
             scale = torch.eye(shape.numel(), dtype=x.dtype, device=x.device)
         else:
             scale = x.new_ones(shape)
@@ -138,10 +139,10 @@ class Hamiltonian(Tunable):
         )
         u = noise.uniform(state.step, Stream.ACCEPT, (), state.x.dtype)
         start = Point(state.x, state.energy, state.grad)
-        along = paces(eps, state.scale, state.x, self._dense)
-        here = inner_steps(field, start, momentum, along, steps, state.scale, self._dense)
+        along = paces(eps, state.scale, state.x)
+        here = inner_steps(field, start, momentum, along, steps, state.scale)
         chosen, info, end = last_step_and_decision(
-            field, start, momentum, here, along, u, scale=state.scale, dense=self._dense
+            field, start, momentum, here, along, u, scale=state.scale
         )
         return (
             HMCState(*chosen, state.step + 1, state.step_size, state.scale, state.length),
@@ -202,8 +203,9 @@ class HMC(Stepping):
         leapfrogs: L, the number of leapfrog steps in a trajectory.
         jitter: The half width, in [0, 1), of the uniform factor about 1 that multiplies each
             trajectory's step size.
-        metric: "diagonal", "fisher", "dense" or "none": the scales learned in warmup
-            (`warmup.scales`).
+        metric: "auto", "diagonal", "fisher", "dense" or "none": the scales learned in warmup
+            (`warmup.scales`); "auto" is dense where coordinates are strongly correlated, and else
+            diagonal.
         accept: The mean acceptance, in (0, 1), that warmup tunes the step size to. (At .651, which
             is best in many dimensions, the jitter carries steps past the stability limit in a few.)
     """
@@ -211,7 +213,7 @@ class HMC(Stepping):
     step_size: float | None = None
     leapfrogs: int = 10
     jitter: float = 0.25
-    metric: str = "diagonal"
+    metric: str = "auto"
     accept: float = 0.8
 
     reports: ClassVar[tuple[str, ...]] = ("accept", "energy", "hamiltonian", "diverging")
@@ -267,8 +269,9 @@ class ChEES(Hamiltonian):
     Args:
         step_size: eps > 0, in scaled space; None to tune it in warmup.
         length: T > 0, the mean time of a trajectory; None to tune it in warmup.
-        metric: "diagonal", "fisher", "dense" or "none": the scales learned in warmup
-            (`warmup.scales`).
+        metric: "auto", "diagonal", "fisher", "dense" or "none": the scales learned in warmup
+            (`warmup.scales`); "auto" is dense where coordinates are strongly correlated, and else
+            diagonal.
         accept: The harmonic mean acceptance over chains, times the share of those that did not
             diverge, that warmup tunes the step size to. (In the harmonic mean chains in narrow
             places weigh more, where a step size that suits the others is rejected. With the plain
@@ -280,7 +283,7 @@ class ChEES(Hamiltonian):
 
     step_size: float | None = None
     length: float | None = None
-    metric: str = "diagonal"
+    metric: str = "auto"
     accept: float = 0.651
     _: KW_ONLY
     learning_rate: float = 0.025
@@ -327,7 +330,7 @@ class ChEES(Hamiltonian):
     def _length_parts(self) -> tuple[Part, ...]:
         if self.length is not None:
             return ()
-        return (SquaredJumps(self.learning_rate, self.most, self._dense),)
+        return (SquaredJumps(self.learning_rate, self.most),)
 
     def _halton_step(
         self, field: StaticField, state: HMCState, noise: NoiseSource, shorter: Tensor | None = None

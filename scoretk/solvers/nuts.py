@@ -250,14 +250,15 @@ class NUTS(Stepping):
 
     Args:
         step_size: eps > 0 of the leapfrog steps, in scaled space; None to tune it in warmup.
-        metric: "diagonal", "fisher", "dense" or "none": the scales learned in warmup
-            (`warmup.scales`).
+        metric: "auto", "diagonal", "fisher", "dense" or "none": the scales learned in warmup
+            (`warmup.scales`); "auto" is dense where coordinates are strongly correlated, and else
+            diagonal.
         accept: The mean of "accept", in (0, 1), that warmup tunes the step size to.
         max_depth: The largest number of doublings of a trajectory.
     """
 
     step_size: float | None = None
-    metric: str = "diagonal"
+    metric: str = "auto"
     accept: float = 0.8
     _: KW_ONLY
     max_depth: int = 10
@@ -319,10 +320,8 @@ class NUTS(Stepping):
                     chain, 1 << depth :
                 ]
                 subtree = empty_subtree(tree, signed[chain, depth], within.log())
-            along = paces(
-                across(subtree.eps, state.x), state.scale, subtree.end.point.x, self._dense
-            )
-            end = one_step(bound, *subtree.end, along, scale=state.scale, dense=self._dense)
+            along = paces(across(subtree.eps, state.x), state.scale, subtree.end.point.x)
+            end = one_step(bound, *subtree.end, along, scale=state.scale)
             tree, subtree = extend(tree, subtree, End(*end), n)
             if n == 2**depth:
                 tree = merge(tree, subtree, log_u[chain, depth], n)

@@ -43,8 +43,9 @@ class PreconditionedLangevin(Hamiltonian):
 
     Args:
         step_size: h > 0, in squared units of the scales; None to tune it in warmup.
-        metric: "diagonal", "fisher", "dense" or "none": the scales learned in warmup
-            (`warmup.scales`).
+        metric: "auto", "diagonal", "fisher", "dense" or "none": the scales learned in warmup
+            (`warmup.scales`); "auto" is dense where coordinates are strongly correlated, and else
+            diagonal.
         accept: The mean acceptance, in (0, 1), that warmup tunes the step size to.
         adjusted: Whether a Metropolis decision makes it exact. Warmup makes the decision in any
             case: the step size of the unadjusted chain is the one at which MALA would accept so
@@ -52,7 +53,7 @@ class PreconditionedLangevin(Hamiltonian):
     """
 
     step_size: float | None = None
-    metric: str = "diagonal"
+    metric: str = "auto"
     accept: float = 0.574
     adjusted: bool = True
 

@@ -244,7 +244,7 @@ def test_what_chees_has_learned_goes_into_new_units():
     before, after = torch.tensor([1.0, 2.0]).double(), torch.tensor([0.5, 0.5]).double()
     slowest = torch.tensor([0.3, 0.4], dtype=torch.float64)
     memory = length.Ascent(torch.tensor([2.0, 5.0, 7.0, 0.1], dtype=torch.float64), slowest)
-    found = part.rescaled(memory, before, after)
+    found = part.rescaled(memory, before, after, before.shape)
     turned = np.array([0.6, 0.8]) * np.array([2.0, 4.0])
     factor = (turned**2).sum()
     np.testing.assert_allclose(found.ascent.numpy(), [2 * factor**2, 5 * factor**4, 7.0, 0.1])
@@ -342,7 +342,7 @@ def test_scales_are_the_shrunk_moments_of_a_window(dense):
     ]
     window = scales.begin_window(torch.zeros(1, 3), dense)
     for piece in pieces:
-        window = scales.accumulate(window, torch.tensor(piece), dense)
+        window = scales.accumulate(window, torch.tensor(piece))
     rows = np.concatenate(pieces)
     n, d = rows.shape
     covariance = np.cov(rows.T)
@@ -354,9 +354,7 @@ def test_scales_are_the_shrunk_moments_of_a_window(dense):
     else:
         before = np.array([1.0, 2.0, 0.7])
         expected = weight * np.diag(covariance) + (1 - weight) * 1e-3 * before**2
-    emptied, found = scales.scales(window, "dense" if dense else "diagonal", torch.tensor(before))
-    assert float(emptied.draws) == 0
-    found = found.numpy()
+    found = (scales.factor if dense else scales.deviations)(window, torch.tensor(before)).numpy()
     np.testing.assert_allclose(found @ found.T if dense else found**2, expected, rtol=1e-9)
 
 
@@ -395,21 +393,18 @@ def test_few_draws_and_gradients_are_shrunk_each_towards_its_own_scale():
     x, grad = torch.randn(2, 6, 3, generator=generator, dtype=torch.float64)
     before = torch.tensor([0.1, 2.0, 30.0], dtype=torch.float64)
     window = scales.accumulate(
-        scales.begin_window(torch.stack([x, grad], 1), dense=False),
-        torch.stack([x, grad], 1),
-        False,
+        scales.begin_window(torch.stack([x, grad], 1), products=False), torch.stack([x, grad], 1)
     )
-    empty, found, spread = scales.fisher_scales(window, before)
+    found, spread = scales.fisher_scales(window, before)
     of_x = (6 * x.var(0) + 5e-3 * before**2) / 11
     of_g = (6 * grad.var(0) + 5e-3 / before**2) / 11
     torch.testing.assert_close(found**4, of_x / of_g)
     torch.testing.assert_close(spread**2, of_x)
-    assert float(empty.draws) == 0
     torch.testing.assert_close(  # in other units of x
         scales.fisher_scales(
             window._replace(deviations=window.deviations * torch.tensor([[49.0], [1 / 49]])),
             7 * before,
-        )[1],
+        )[0],
         7 * found,
     )
 
@@ -639,7 +634,7 @@ def test_the_length_along_a_gaussian_direction_is_that_of_the_most_squares():
 )
 def test_the_length_of_trajectories_goes_into_new_scales(dense, before, turned, common, expected):
     """Two coordinates, the first of which is the slowest: its deviation becomes 1 or 8, and the mean growth is 1."""
-    part = length.SquaredJumps(0.025, 1000, dense)
+    part = length.SquaredJumps(0.025, 1000)
     scale = torch.ones(2, dtype=torch.float64)
     after = torch.tensor([1 / turned, turned], dtype=torch.float64)
     variance = (1.0 if turned < 1 else 8.0) ** 2 / turned**2
@@ -648,13 +643,13 @@ def test_the_length_of_trajectories_goes_into_new_scales(dense, before, turned, 
         torch.tensor([variance, 0.0], dtype=torch.float64),
     )
     change = Change(*((s.diag() if dense else s) for s in (scale, after, after)))
-    state = State(length=torch.tensor(common, dtype=torch.float64))
+    state = State(x=torch.zeros(1, 2), length=torch.tensor(common, dtype=torch.float64))
     state, moved = part.changed(state, memory, change)
     assert float(state.length) == pytest.approx(expected, rel=1e-12)
     assert float(moved.ascent[3]) == pytest.approx(math.log(expected) - 0.3, rel=1e-9)
     assert float(moved.slowest.norm()) == pytest.approx(variance * turned**2)
     unlearned = memory._replace(ascent=torch.zeros(4, dtype=torch.float64))
-    state = State(length=torch.tensor(common, dtype=torch.float64))
+    state = State(x=torch.zeros(1, 2), length=torch.tensor(common, dtype=torch.float64))
     assert float(part.changed(state, unlearned, change)[0].length) == common
 
 
@@ -665,7 +660,7 @@ def test_a_deviation_that_no_number_holds_leaves_the_length_to_the_mean_growth(v
         torch.tensor([0.1, 0.2, 5.0, 0.3], dtype=torch.float64),
         torch.tensor([variance, 0.0], dtype=torch.float64),
     )
-    state = State(length=torch.tensor(0.7, dtype=torch.float64))
+    state = State(x=torch.zeros(1, 2), length=torch.tensor(0.7, dtype=torch.float64))
     state, moved = part.changed(state, memory, Change(scale, 2 * scale, 2 * scale))
     assert float(state.length) == pytest.approx(0.7)
     assert float(moved.ascent[3]) == pytest.approx(0.3 - math.log(2))

@@ -100,7 +100,7 @@ class NoEnergyCheck(HMC):
     def step(self, field, state, noise) -> tuple[HMCState, Info]:
         p = noise.normal(state.step, Stream.PROPOSAL, tuple(state.x.shape[1:]), state.x.dtype)
         here = Point(state.x, state.energy, state.grad)
-        end = leapfrog(field, here, p, self.step_size, self.leapfrogs, state.scale, False)
+        end = leapfrog(field, here, p, self.step_size, self.leapfrogs, state.scale)
         return state._replace(**end.point._asdict(), step=state.step + 1), {
             "accept": torch.ones_like(state.energy)
         }
@@ -113,7 +113,7 @@ class ForgottenMomentum(HMC):
     def step(self, field, state, noise) -> tuple[HMCState, Info]:
         p = noise.normal(state.step, Stream.PROPOSAL, tuple(state.x.shape[1:]), state.x.dtype)
         here = Point(state.x, state.energy, state.grad)
-        end = leapfrog(field, here, p, self.step_size, self.leapfrogs, state.scale, False).point
+        end = leapfrog(field, here, p, self.step_size, self.leapfrogs, state.scale).point
         u = noise.uniform(state.step, Stream.ACCEPT, (), p.dtype)
         chosen = _pick(u.log() < here.energy - end.energy, end, here)
         return state._replace(**chosen._asdict(), step=state.step + 1), {

@@ -12,6 +12,7 @@ with half a kick (`last_step`).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -29,6 +30,7 @@ __all__ = [
     "Point",
     "Trajectory",
     "inner_steps",
+    "is_factor",
     "last_step",
     "last_step_and_decision",
     "leapfrog",
@@ -60,35 +62,42 @@ class Trajectory(NamedTuple):
     log_ratio: Tensor
 
 
-def stretch(scale: Tensor, p: Tensor, dense: bool) -> Tensor:
-    """The velocity `S p` of a momentum p, like it; `dense` says that S is a Cholesky factor."""
-    return (p.reshape(len(p), -1) @ scale.T).reshape(p.shape) if dense else scale * p
+def is_factor(scale: Tensor, event_shape: Sequence[int]) -> bool:
+    """Whether scales are a Cholesky factor `(d, d)` instead of a diagonal, like an event."""
+    return tuple(scale.shape) != tuple(event_shape)
 
 
-def paces(eps: Any, scale: Tensor, x: Tensor, dense: bool) -> Tensor:
+def stretch(scale: Tensor, p: Tensor) -> Tensor:
+    """The velocity `S p` of a momentum p, like it."""
+    if not is_factor(scale, p.shape[1:]):
+        return scale * p
+    return (p.reshape(len(p), -1) @ scale.T).reshape(p.shape)
+
+
+def paces(eps: Any, scale: Tensor, x: Tensor) -> Tensor:
     """What each entry of a velocity and of a kick is multiplied by, like x: eps times the scales.
 
     Where the scales are a Cholesky factor, eps alone: `turned` and `pulled` then take the factor.
     """
-    along: Tensor = eps * (x.new_ones(()) if dense else scale)
+    along: Tensor = eps * (x.new_ones(()) if is_factor(scale, x.shape[1:]) else scale)
     return along.expand(x.shape)
 
 
-def turned(scale: Tensor, p: Tensor, dense: bool) -> Tensor:
+def turned(scale: Tensor, p: Tensor) -> Tensor:
     """The velocity of a momentum p but for its paces, like it."""
-    return stretch(scale, p, dense) if dense else p
+    return stretch(scale, p) if is_factor(scale, p.shape[1:]) else p
 
 
-def pulled(scale: Tensor, gradient: Tensor, dense: bool) -> Tensor:
+def pulled(scale: Tensor, gradient: Tensor) -> Tensor:
     """The gradient `S^T g` in scaled space of a gradient g but for its paces, like it."""
-    return (
-        (gradient.reshape(len(gradient), -1) @ scale).reshape(gradient.shape) if dense else gradient
-    )
+    if not is_factor(scale, gradient.shape[1:]):
+        return gradient
+    return (gradient.reshape(len(gradient), -1) @ scale).reshape(gradient.shape)
 
 
-def unstretch(scale: Tensor, x: Tensor, dense: bool) -> Tensor:
+def unstretch(scale: Tensor, x: Tensor) -> Tensor:
     """The position `S^-1 x` in scaled space of a position x, like it."""
-    if not dense:
+    if not is_factor(scale, x.shape[1:]):
         return x / scale
     columns: Tensor = torch.linalg.solve_triangular(scale, x.reshape(len(x), -1).T, upper=False)
     return columns.T.reshape(x.shape)
@@ -101,7 +110,6 @@ def inner_steps(
     along: Tensor,
     steps: int | Tensor,
     scale: Tensor,
-    dense: bool,
 ) -> tuple[Tensor, Tensor]:
     """All of a trajectory but its last drift and half kick.
 
@@ -110,37 +118,37 @@ def inner_steps(
     Returns:
         The position, and the momentum half a step later.
     """
-    pull = pulled(scale, start.grad, dense)
+    pull = pulled(scale, start.grad)
     here = start.x, torch.addcmul(momentum, along, pull, value=-0.5)
-    return iterate(drift_and_kick, field, here, steps - 1, along, scale=scale, dense=dense)
+    return iterate(drift_and_kick, field, here, steps - 1, along, scale=scale)
 
 
 def drift_and_kick(
-    field: StaticField, here: tuple[Tensor, Tensor], along: Tensor, *, scale: Tensor, dense: bool
+    field: StaticField, here: tuple[Tensor, Tensor], along: Tensor, *, scale: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Position and momentum after a drift and a whole kick."""
     x, p = here
-    x = in_columns(torch.addcmul(x, along, turned(scale, p, dense)))
-    return x, torch.addcmul(p, along, pulled(scale, field.passing_score(x), dense))
+    x = in_columns(torch.addcmul(x, along, turned(scale, p)))
+    return x, torch.addcmul(p, along, pulled(scale, field.passing_score(x)))
 
 
 def drift_and_half_kick(
-    field: StaticField, here: tuple[Tensor, Tensor], along: Tensor, *, scale: Tensor, dense: bool
+    field: StaticField, here: tuple[Tensor, Tensor], along: Tensor, *, scale: Tensor
 ) -> tuple[Point, Tensor]:
     """The point after a drift, and the momentum there after half a kick."""
     x, p = here
-    x = torch.addcmul(x, along, turned(scale, p, dense))
+    x = torch.addcmul(x, along, turned(scale, p))
     point = Point(x, *field.energy_and_grad(x))
-    return point, torch.addcmul(p, along, pulled(scale, point.grad, dense), value=-0.5)
+    return point, torch.addcmul(p, along, pulled(scale, point.grad), value=-0.5)
 
 
 @part
 def one_step(
-    field: StaticField, start: Point, momentum: Tensor, along: Tensor, *, scale: Tensor, dense: bool
+    field: StaticField, start: Point, momentum: Tensor, along: Tensor, *, scale: Tensor
 ) -> tuple[Point, Tensor]:
     """A single leapfrog step: point and momentum after it. Arguments are those of `inner_steps`."""
-    here = inner_steps(field, start, momentum, along, 1, scale, dense)
-    return drift_and_half_kick(field, here, along, scale=scale, dense=dense)
+    here = inner_steps(field, start, momentum, along, 1, scale)
+    return drift_and_half_kick(field, here, along, scale=scale)
 
 
 @part
@@ -152,14 +160,13 @@ def last_step(
     along: Tensor,
     *,
     scale: Tensor,
-    dense: bool,
 ) -> Trajectory:
     """The last drift and half kick, and the total energy lost since the start.
 
     Arguments are those of `inner_steps`, with `here` what that has returned, and `kinetic`
     `(chains,)` the square of the momentum at the start.
     """
-    point, p = drift_and_half_kick(field, here, along, scale=scale, dense=dense)
+    point, p = drift_and_half_kick(field, here, along, scale=scale)
     # 0 inf is NaN: a position that is not finite is told by the kinetic energy beside it
     lost = kinetic - row_sum(torch.add(p * p, point.x, alpha=0))
     log_ratio = torch.add(start.energy - point.energy, lost, alpha=0.5)
@@ -167,13 +174,7 @@ def last_step(
 
 
 def leapfrog(
-    field: StaticField,
-    start: Point,
-    momentum: Tensor,
-    eps: Any,
-    steps: int,
-    scale: Tensor,
-    dense: bool,
+    field: StaticField, start: Point, momentum: Tensor, eps: Any, steps: int, scale: Tensor
 ) -> Trajectory:
     """A trajectory of several leapfrog steps.
 
@@ -184,12 +185,11 @@ def leapfrog(
         eps: The step size: a number, a 0-d tensor, or one value a chain shaped to multiply x.
         steps: How many steps.
         scale: S, like an event, or a Cholesky factor `(d, d)`.
-        dense: Whether S is a Cholesky factor.
     """
-    along = paces(eps, scale, start.x, dense)
-    here = inner_steps(field, start, momentum, along, steps, scale, dense)
+    along = paces(eps, scale, start.x)
+    here = inner_steps(field, start, momentum, along, steps, scale)
     kinetic = row_dot(momentum, momentum)
-    return last_step(field, start, kinetic, here, along, scale=scale, dense=dense)
+    return last_step(field, start, kinetic, here, along, scale=scale)
 
 
 @part
@@ -202,7 +202,6 @@ def last_step_and_decision(
     u: Tensor,
     *,
     scale: Tensor,
-    dense: bool,
 ) -> tuple[Point, Info, Trajectory]:
     """As `last_step`, with the Metropolis decision by uniforms u `(chains,)`.
 
@@ -210,7 +209,7 @@ def last_step_and_decision(
         The chosen point, the report of the step, and the end of the trajectory.
     """
     kinetic = row_dot(momentum, momentum)
-    end = last_step(field, start, kinetic, here, along, scale=scale, dense=dense)
+    end = last_step(field, start, kinetic, here, along, scale=scale)
     # a gradient that is not finite has made the momentum so, whose square is in the ratio
     log_ratio = rejected_if_nan(end.log_ratio)
     chosen, probability = choose(start, end.point, log_ratio, u)

@@ -130,12 +130,10 @@ class SquaredJumps:
     Args:
         learning_rate: The learning rate of Adam on log T.
         most: The largest number of leapfrog steps in a trajectory.
-        dense: Whether scales are a Cholesky factor `(d, d)` instead of a diagonal.
     """
 
     learning_rate: float
     most: int
-    dense: bool = False
 
     def begin(
         self, kernel: Any, field: Any, state: Any, noise: NoiseSource, alive: Tensor
@@ -175,10 +173,11 @@ class SquaredJumps:
             return state._replace(length=FIRST_LEAPFROGS * state.step_size), memory
         if change.before is None or change.after is None:
             return state, memory
-        moved = self.rescaled(memory, change.before, change.after)
+        event_shape = state.x.shape[1:]
+        moved = self.rescaled(memory, change.before, change.after, event_shape)
         if not float(memory.ascent[2]):
             return state, moved
-        before = float(state.length) * mean_growth(change.before, change.after, self.dense)
+        before = float(state.length) * mean_growth(change.before, change.after, event_shape)
         length = self._in_new_scales(before, float(state.length), memory, moved)
         ascent = moved.ascent.clone()
         ascent[3] += math.log(length / before)
@@ -204,7 +203,9 @@ class SquaredJumps:
         least, most = sorted((along, common))
         return min(max(OF_DEVIATION * math.sqrt(variance), least), most)
 
-    def rescaled(self, memory: Ascent, before: Tensor, after: Tensor) -> Ascent:
+    def rescaled(
+        self, memory: Ascent, before: Tensor, after: Tensor, event_shape: torch.Size
+    ) -> Ascent:
         """The memory in the space of new scales.
 
         The slowest direction is transformed, and so are Adam's moments, as the slope is of fourth
@@ -214,25 +215,18 @@ class SquaredJumps:
         Args:
             memory: The memory in the space of the scales so far.
             before: These scales, like an event or `(d, d)`.
-            after: The new scales, like them.
+            after: The new scales, like an event or `(d, d)`.
+            event_shape: The shape of an event.
         """
         variance = memory.slowest.norm()
-        along = (memory.slowest / variance).to(before.dtype).reshape(1, *self._shape(before))
-        turned = (
-            unstretch(after, stretch(before, along, self.dense), self.dense)
-            .flatten()
-            .to(memory.slowest)
-        )
+        along = (memory.slowest / variance).to(before.dtype).reshape(1, *event_shape)
+        turned = unstretch(after, stretch(before, along)).flatten().to(memory.slowest)
         factor = float(turned.square().sum())
         first, second, n, average = memory.ascent.tolist()
         ascent = torch.tensor(
             [first * factor**2, second * factor**4, n, average], dtype=torch.float64
         )
         return Ascent(ascent, turned * variance * math.sqrt(factor))
-
-    def _shape(self, scale: Tensor) -> tuple[int, ...]:
-        """The shape of an event, or the number of its entries where scales are dense."""
-        return tuple(scale.shape[:1]) if self.dense else tuple(scale.shape)
 
     def slope(
         self, memory: Ascent, before: Any, seen: TimedTrajectory, accept: Tensor, usual: Tensor
@@ -254,7 +248,7 @@ class SquaredJumps:
         n, chosen = usual.sum(), usual[:, None]
 
         def about_mean(places: Tensor) -> Tensor:
-            rows = unstretch(before.scale, places, self.dense).reshape(len(places), -1)
+            rows = unstretch(before.scale, places).reshape(len(places), -1)
             centre = torch.where(chosen, rows, 0.0).sum(0) / n
             return torch.where(chosen, rows - centre, 0.0)
 
@@ -360,7 +354,7 @@ class Decorrelation(PartDefaults):
         steps = float((memory.between / wide(change.spread).square()).mean())
         if float(memory.windows) < 2 or not math.isfinite(steps):
             return Spread().changed(state, Nothing(), change)[0], memory
-        grown = mean_growth(change.before, change.after, dense=False)
+        grown = mean_growth(change.before, change.after, state.x.shape[1:])
         decorrelated = float(memory.step_size) * max(steps, 1.0)
         length = math.sqrt(float(state.length) * self.factor * decorrelated) / grown
         return state._replace(length=number(length)), memory

@@ -6,6 +6,10 @@ pooled over chains (by Chan's update), gives the scales for the next window as a
 `(n C + 5e-3 S^2) / (n + 5)`, S being the scales so far; then the step size starts anew. The last
 steps tune the step size alone.
 
+With "auto" the scales are a Cholesky factor where halves of the chains agree that trajectories get
+much shorter by it, and else a diagonal (so of a single chain): in units of its standard deviations a law of
+correlated coordinates is many times as long as narrow.
+
 With "fisher" gradients g of the energy count as much as draws. Of all diagonals that which makes the
 Fisher divergence of a normal law from the target least, `E |s g|^2 + E |(x - m) / s|^2`, is
 
@@ -33,35 +37,55 @@ from torch import Tensor
 
 from scoretk.core.devices import wide, widest
 from scoretk.fields.protocols import NoiseSource
+from scoretk.solvers.parts.leapfrog import is_factor
 from scoretk.solvers.warmup.learning import Change, Lesson, PartDefaults
 
 __all__ = [
     "METRICS",
+    "Halves",
     "Scales",
     "Window",
     "accumulate",
     "approach_steps",
     "begin_window",
+    "deviations",
+    "emptied",
+    "factor",
     "fisher_scales",
-    "scales",
+    "mean_growth",
+    "pays",
     "window_end",
 ]
 
-METRICS = ("none", "diagonal", "fisher", "dense")
+METRICS = ("none", "auto", "diagonal", "fisher", "dense")
+"""The names of metrics."""
 
 SHRINK, FLOOR = 5.0, 1e-3
+MOST_DENSE = 256
+"""Up to how many coordinates "auto" looks at correlations."""
+SHORTER = 2.5
+"""How many times as long trajectories with a diagonal are where "auto" takes a factor."""
 
 
 class Window(NamedTuple):
     """What a window has seen.
 
-    The number of draws, their mean, like an event, and the sum of squared deviations, like an
-    event, or of their outer products, `(d, d)`.
+    The number of draws, their mean and the sum of their squared deviations, each like an event, and
+    the sum of the outer products of these, `(d, d)`, or `(0, 0)` where nobody asks for it.
     """
 
     draws: Tensor
     mean: Tensor
     deviations: Tensor
+    products: Tensor
+
+
+class Halves(NamedTuple):
+    """What "auto" remembers: the window of all chains, and windows of the first and second half."""
+
+    pooled: Window
+    first: Window
+    second: Window
 
 
 def approach_steps(warmup: int) -> int:
@@ -89,15 +113,15 @@ def window_end(step: int, warmup: int) -> tuple[bool, bool]:
     return True, step == stop - 1
 
 
-def begin_window(x: Tensor, dense: bool) -> Window:
-    """An empty window for positions x, `(chains, *event_shape)`."""
+def begin_window(x: Tensor, products: bool) -> Window:
+    """An empty window for positions x, `(chains, *event_shape)`, with outer products or without."""
     shape = x.shape[1:]
-    square = (shape.numel(), shape.numel()) if dense else shape
-    mean, deviations = (x.new_zeros(size, dtype=widest(x.device)) for size in (shape, square))
-    return Window(torch.zeros((), dtype=torch.float64), mean, deviations)
+    d = shape.numel() if products else 0
+    sums = (x.new_zeros(size, dtype=widest(x.device)) for size in (shape, shape, (d, d)))
+    return Window(torch.zeros((), dtype=torch.float64), *sums)
 
 
-def accumulate(window: Window, x: Tensor, dense: bool) -> Window:
+def accumulate(window: Window, x: Tensor) -> Window:
     """The window with the positions x, `(n, *event_shape)`, added."""
     n = len(x)
     if n == 0:
@@ -106,47 +130,96 @@ def accumulate(window: Window, x: Tensor, dense: bool) -> Window:
     centre = rows.mean(0)
     about, shift, before = rows - centre, centre - window.mean, float(window.draws)
     total = before + n
-    if dense:
+    products = window.products
+    if len(products):
         flat, off = about.reshape(n, -1), shift.flatten()
-        spread = flat.T @ flat + torch.outer(off, off) * (before * n / total)
-    else:
-        spread = about.square().sum(0) + shift.square() * (before * n / total)
-    return window._replace(
-        draws=torch.tensor(total, dtype=torch.float64),
-        mean=window.mean + shift * (n / total),
-        deviations=window.deviations + spread,
+        products = products + (flat.T @ flat + torch.outer(off, off) * (before * n / total))
+    return Window(
+        torch.tensor(total, dtype=torch.float64),
+        window.mean + shift * (n / total),
+        window.deviations + (about.square().sum(0) + shift.square() * (before * n / total)),
+        products,
     )
 
 
-def scales(window: Window, metric: str, before: Tensor) -> tuple[Window, Tensor]:
-    """The scales that a window has found.
+def emptied(window: Window) -> Window:
+    """An empty window of the same kind."""
+    return Window(*(torch.zeros_like(value) for value in window))
+
+
+def deviations(window: Window, before: Tensor) -> Tensor:
+    """The standard deviations that a window has found, like an event.
 
     Args:
         window: The window.
-        metric: "dense" for a Cholesky factor, else standard deviations.
         before: The scales so far. A thousandth of their squares counts as five draws, so that no
-            unit is preferred. With "dense" covariances are shrunk towards 0 as well, by as many
-            draws as there are dimensions.
-
-    Returns:
-        An empty window, and the scales, like an event or `(d, d)`.
+            unit is preferred.
     """
+    variance = window.deviations / max(float(window.draws) - 1, 1)
+    known = variances(before.to(variance), variance.shape)
+    return _shrunk(window, variance, known).sqrt().to(before.dtype)
+
+
+def factor(window: Window, before: Tensor) -> Tensor:
+    """The Cholesky factor `(d, d)` of the covariance that a window has found.
+
+    Arguments are those of `deviations`. Covariances are shrunk towards 0 as well, by as many draws as
+    there are dimensions.
+    """
+    n, d = float(window.draws), len(window.products)
+    covariance = window.products / max(n - 1, 1)
+    own = n / (n + d)
+    covariance = own * covariance + (1 - own) * torch.diag(covariance.diagonal())
+    known = torch.diag(variances(before.to(covariance), window.deviations.shape).flatten())
+    found = torch.linalg.cholesky(_shrunk(window, covariance, known))
+    as_read: Tensor = found.to(before.dtype).contiguous()  # products hang on it, in their last bits
+    return as_read
+
+
+def _shrunk(window: Window, found: Tensor, known: Tensor) -> Tensor:
+    """Found variances or covariances, shrunk towards a thousandth of known ones."""
     n = float(window.draws)
-    covariance = window.deviations / max(n - 1, 1)
     weight = n / (n + SHRINK)
-    if metric == "dense":
-        known, d = before.to(covariance), len(covariance)
-        own = n / (n + d)
-        covariance = own * covariance + (1 - own) * torch.diag(covariance.diagonal())
-        found = torch.linalg.cholesky(
-            weight * covariance + (1 - weight) * FLOOR * torch.diag((known @ known.T).diagonal())
-        )
-    else:
-        found = (weight * covariance + (1 - weight) * FLOOR * before.to(covariance).square()).sqrt()
-    return Window(*(torch.zeros_like(value) for value in window)), found.to(before.dtype)
+    return weight * found + (1 - weight) * FLOOR * known
 
 
-def fisher_scales(window: Window, before: Tensor) -> tuple[Window, Tensor, Tensor]:
+def variances(scale: Tensor, event_shape: torch.Size) -> Tensor:
+    """The variance of each coordinate by scales, like an event."""
+    if not is_factor(scale, event_shape):
+        return scale.square()
+    known: Tensor = scale @ scale.T
+    return known.diagonal().reshape(event_shape)
+
+
+def pays(first: Window, second: Window, before: Tensor) -> bool:
+    """Whether trajectories by a factor would be much shorter than by a diagonal.
+
+    Each half of the chains finds both for the other half: what they do not have in common is chance.
+    A trajectory has as many leapfrog steps as the law is longer than narrow in scaled space.
+
+    Args:
+        first: A window of half of the chains.
+        second: A window of the other half.
+        before: The scales so far.
+    """
+
+    def shorter(found: Window, of: Window) -> float:
+        law, diagonal = factor(of, before), deviations(found, before).flatten()
+        by_factor = torch.linalg.solve_triangular(factor(found, before), law, upper=False)
+        return _elongation(law / diagonal[:, None]) / _elongation(by_factor)
+
+    if not float(second.draws):
+        return False
+    return min(shorter(first, second), shorter(second, first)) > SHORTER
+
+
+def _elongation(root: Tensor) -> float:
+    """How many times as long as narrow a law is, by a root `(d, d)` of its covariance."""
+    lengths = torch.linalg.svdvals(wide(root))
+    return float(lengths[0] / lengths[-1])
+
+
+def fisher_scales(window: Window, before: Tensor) -> tuple[Tensor, Tensor]:
     """The scales of least Fisher divergence that a window of draws and gradients has found.
 
     Args:
@@ -154,17 +227,20 @@ def fisher_scales(window: Window, before: Tensor) -> tuple[Window, Tensor, Tenso
         before: The scales so far, which stay where these would be no positive numbers.
 
     Returns:
-        An empty window, the scales, and the standard deviations, like an event.
+        The scales, and the standard deviations, like an event.
     """
-    emptied, (spread, steepness) = scales(window, "diagonal", torch.stack([before, 1 / before]))
+    spread, steepness = deviations(window, torch.stack([before, 1 / before]))
     found = (spread / steepness).sqrt()
-    return emptied, torch.where(found.isfinite() & (found > 0), found, before), spread
+    return torch.where(found.isfinite() & (found > 0), found, before), spread
 
 
-def mean_growth(before: Tensor, after: Tensor, dense: bool) -> float:
-    """The geometric mean of how much longer each entry of a scale, of a factor's diagonal, became."""
-    ratio = after.diagonal() / before.diagonal() if dense else after / before
-    return float(ratio.log().mean().exp())
+def mean_growth(before: Tensor, after: Tensor, event_shape: torch.Size) -> float:
+    """The geometric mean of how much longer scales became: of a factor, by its diagonal."""
+    entries = (
+        scale.diagonal().reshape(event_shape) if is_factor(scale, event_shape) else scale
+        for scale in (after, before)
+    )
+    return float(torch.div(*entries).log().mean().exp())
 
 
 @dataclass(frozen=True)
@@ -172,8 +248,9 @@ class Scales(PartDefaults):
     """Learns the state's `scale`, a diagonal or a Cholesky factor.
 
     Args:
-        metric: A name in `METRICS`; "fisher" needs the state's `grad`. With "none" the standard
-            deviations are measured, for other parts to learn from, and the scales stay as they are.
+        metric: A name in `METRICS`; "fisher" needs the state's `grad`. With "auto" scales are a
+            factor where that `pays`. With "none" the standard deviations are measured, for other
+            parts to learn from, and the scales stay as they are.
         lengths: The names of the state's leaves that are lengths in scaled space, which are divided
             by the mean growth of the scales.
     """
@@ -181,35 +258,45 @@ class Scales(PartDefaults):
     metric: str
     lengths: tuple[str, ...] = ()
 
-    @property
-    def _dense(self) -> bool:
-        return self.metric == "dense"
-
     def begin(
         self, kernel: Any, field: Any, state: Any, noise: NoiseSource, alive: Tensor
-    ) -> tuple[Any, Window, int]:
+    ) -> tuple[Any, Halves, int]:
         """As `Part.begin`."""
-        return state, begin_window(self._seen(state), self._dense), 0
+        d, seen = state.x.shape[1:].numel(), self._seen(state)
+        halves = self.metric == "auto" and 1 < d <= MOST_DENSE
+        half = begin_window(seen, halves)
+        return state, Halves(begin_window(seen, halves or self.metric == "dense"), half, half), 0
 
     def learn(
-        self, state: Any, memory: Window, lesson: Lesson
-    ) -> tuple[Any, Window, Change | None]:
+        self, state: Any, memory: Halves, lesson: Lesson
+    ) -> tuple[Any, Halves, Change | None]:
         """As `Part.learn`."""
         counts, ends = window_end(lesson.step, lesson.warmup)
         if not counts:
             return state, memory, None
-        memory = accumulate(memory, lesson.living(self._seen(state)), self._dense)
+        x = lesson.living(self._seen(state))
+        parts = (x, *x.tensor_split(2)) if len(memory.first.products) else (x,)
+        seen = (accumulate(*both) for both in zip(memory, parts, strict=False))
+        memory = Halves(*seen, *memory[len(parts) :])
         if not ends:
             return state, memory, None
         before = state.scale
-        if self.metric == "fisher":
-            memory, after, spread = fisher_scales(memory, before)
-        else:
-            memory, spread = scales(memory, "dense" if self._dense else "diagonal", before)
-            after = before if self.metric == "none" else spread
-        grown = mean_growth(before, after, self._dense)
+        after, spread = self._found(memory, before)
+        grown = mean_growth(before, after, state.x.shape[1:])
         shrunk = {name: getattr(state, name) / grown for name in self.lengths}
-        return state._replace(scale=after, **shrunk), memory, Change(before, after, spread)
+        change = Change(before, after, spread)
+        return state._replace(scale=after, **shrunk), Halves(*map(emptied, memory)), change
+
+    def _found(self, memory: Halves, before: Tensor) -> tuple[Tensor, Tensor]:
+        """The scales after a window, and those that it has found, which with "none" are others."""
+        window, first, second = memory
+        if self.metric == "fisher":
+            return fisher_scales(window, before)
+        if self.metric == "dense" or (len(window.products) and pays(first, second, before)):
+            found = factor(window, before)
+            return found, found
+        spread = deviations(window, before)
+        return before if self.metric == "none" else spread, spread
 
     def _seen(self, state: Any) -> Tensor:
         """What windows are made of: the draws, and with "fisher" the gradients beside them."""

@@ -93,7 +93,7 @@ class Tunable:
             nonlocal tried
             tried += 1
             momentum = noise.normal(state.step, Stream.PROPOSAL, shape, state.x.dtype)
-            end = leapfrog(field, here, momentum, size, 1, state.x.new_ones(shape), False)
+            end = leapfrog(field, here, momentum, size, 1, state.x.new_ones(shape))
             rates = metropolis(here, end.point, end.log_ratio, state.step, noise)[1]
             return float(rates[alive].mean())
 
@@ -300,7 +300,7 @@ class Tuned:
         own = {name: getattr(state, name) for name in sorted(state.shared - {"step"})}
         shapes = {name: tuple(value.shape) for name, value in own.items()}
         given = {name: tuple(value.shape) for name, value in self.values.items()}
-        if given != shapes:
+        if given not in (shapes, {**shapes, **traits(self.solver).reshaped(x)}):
             raise InvalidArgument(
                 "tuned_by",
                 given,

@@ -1,0 +1,250 @@
+"""The metric "auto": a Cholesky factor where coordinates are strongly correlated, else the diagonal to the bit.
+
+The laws are of every solver that has it, found by its signature.
+"""
+
+import inspect
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+import scoretk as stk
+from scoretk.solvers.parts.leapfrog import is_factor, stretch, unstretch
+from scoretk.solvers.warmup import length, scales
+from scoretk.solvers.warmup.learning import Lesson
+
+KERNELS = {
+    name: kernel
+    for name, kernel in ((name, getattr(stk, name)) for name in sorted(stk.__all__))
+    if inspect.isclass(kernel) and getattr(kernel, "metric", None) == "auto"
+}
+
+
+def made(name, metric="auto"):
+    """The kernel; trees of NUTS are short, as its first steps are."""
+    return KERNELS[name](metric=metric, **({"max_depth": 4} if name == "NUTS" else {}))
+
+
+def correlated(rho, dim=5):
+    """A normal all of whose coordinates are correlated by rho, on scales from .1 to 10."""
+    covariance = rho * torch.ones(dim, dim).double() + (1 - rho) * torch.eye(dim).double()
+    deviations = torch.logspace(-1, 1, dim).double()
+    covariance = covariance * deviations * deviations[:, None]
+    precision = torch.linalg.inv(covariance)
+    return covariance, stk.Energy(lambda x: ((x @ precision.to(x)) * x).sum(1) / 2, (dim,))
+
+
+def run_of(solver, field, **options):
+    settings = {"chains": 24, "steps": 3, "warmup": 80, "seed": 1, "dtype": torch.float64}
+    return stk.sample(field, solver, **(settings | options))
+
+
+def test_these_have_it_by_default():
+    assert set(KERNELS) == {"HMC", "ChEES", "NUTS", "PreconditionedLangevin"}
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_strong_correlations_are_taken_out(name):
+    """A factor L of the covariance: the law in scaled space is a standard normal. A mutant: the diagonal leaves it long."""
+    covariance, field = correlated(0.99)
+    tuned = run_of(made(name), field).tuned
+
+    def elongation(scale):
+        within = torch.linalg.solve(scale, torch.linalg.solve(scale, covariance).T)
+        values = torch.linalg.eigvalsh(within)
+        return math.sqrt(float(values[-1] / values[0]))
+
+    assert tuned["scale"].shape == (5, 5)
+    assert elongation(tuned["scale"]) < 2
+    assert elongation(run_of(made(name, "diagonal"), field).tuned["scale"].diag()) > 10
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_otherwise_it_is_the_diagonal_to_the_bit(name):
+    field = correlated(0.2, 3)[1]
+    short = {"chains": 16, "warmup": 40, "steps": 2}
+    draws, diagonal = (
+        run_of(made(name, metric), field, **short) for metric in ("auto", "diagonal")
+    )
+    assert torch.equal(draws.x, diagonal.x)
+    assert all(torch.equal(draws.tuned[k], diagonal.tuned[k]) for k in diagonal.tuned)
+
+
+def window_of(rho, draws=10_000, dim=5):
+    """A window whose covariance is exactly that of `correlated`, so that nothing is left to chance."""
+    covariance = correlated(rho, dim)[0]
+    return scales.Window(
+        torch.tensor(float(draws), dtype=torch.float64),
+        torch.zeros(dim, dtype=torch.float64),
+        covariance.diagonal() * (draws - 1),
+        covariance * (draws - 1),
+    )
+
+
+def sampled(rho, draws, seed, dim=5):
+    """A window of draws of `correlated` that hardly move: of fifty that follow each other one is independent."""
+    root = torch.linalg.cholesky(correlated(rho, dim)[0])
+    z = torch.randn(draws, dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return scales.accumulate(scales.begin_window(z, True), (z @ root.T).repeat(50, 1))
+
+
+ONES = torch.ones(5, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("dim", [2, 5, 40])
+@pytest.mark.parametrize(("off", "right"), [(0.97, False), (1.03, True)])
+def test_a_factor_pays_from_how_much_shorter_trajectories_are(dim, off, right):
+    """`(1 + (d - 1) rho) / (1 - rho)` is the square of how many times as long as narrow the law is."""
+    square = (off * scales.SHORTER) ** 2
+    both = window_of((square - 1) / (square + dim - 1), 10**7, dim)
+    small = torch.full((dim,), 1e-6, dtype=torch.float64)
+    assert scales.pays(both, both, small) == right
+    after, spread = scales.Scales("auto")._found(scales.Halves(both, both, both), small)
+    assert is_factor(after, (dim,)) == right
+    assert after is spread
+
+
+def test_a_factor_pays_where_both_halves_of_the_chains_say_so():
+    strong, other, none = window_of(0.99), window_of(-0.2), scales.emptied(window_of(0.99))
+    assert scales.pays(strong, strong, ONES)
+    for halves in ((strong, other), (other, strong), (other, other), (strong, none)):
+        assert not scales.pays(*halves, ONES)
+
+
+@pytest.mark.parametrize("draws", [6, 10, 40])
+def test_chance_makes_no_factor_and_a_law_does_by_as_few_draws(draws):
+    """A mutant: half of the chains judged by themselves find a factor for independent coordinates."""
+    by_chance, by_law, itself = (
+        [
+            scales.pays(sampled(rho, draws, seed), sampled(rho, draws, seed + more), ONES)
+            for seed in range(40)
+        ]
+        for rho, more in ((0.0, 1000), (0.9999, 1000), (0.0, 0))
+    )
+    assert not any(by_chance)
+    assert all(by_law)
+    assert any(itself) == (draws <= 10)
+
+
+def test_each_half_of_the_chains_has_a_window_and_a_single_one_has_none():
+    x = torch.randn(7, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for chains, first in ((7, 4), (2, 1), (1, 1)):
+        here = SimpleNamespace(x=x[:chains], scale=ONES[:3])
+        memory = scales.Scales("auto").begin(None, None, here, None, None)[1]
+        lesson = Lesson(here, None, None, None, 30, 100, False, all_alive=True)
+        memory = scales.Scales("auto").learn(here, memory, lesson)[1]
+        assert [float(w.draws) for w in memory] == [chains, first, chains - first]
+        torch.testing.assert_close(memory.first.mean, x[:first].mean(0))
+        torch.testing.assert_close(memory.pooled.mean, x[:chains].mean(0))
+
+
+@pytest.mark.parametrize(("dim", "looks"), [(1, False), (2, True), (256, True), (257, False)])
+def test_correlations_of_few_coordinates_are_looked_at(dim, looks):
+    x = torch.zeros(3, dim)
+    state = SimpleNamespace(x=x, scale=x[0] + 1)
+    for window in scales.Scales("auto").begin(None, None, state, None, None)[1]:
+        assert window.products.shape == ((dim, dim) if looks else (0, 0))
+    assert scales.begin_window(torch.zeros(3, 2, 2), True).products.shape == (4, 4)
+
+
+def factor_of(seed, dim=4):
+    rng = np.random.default_rng(seed)
+    return np.linalg.cholesky(
+        np.cov(rng.normal(size=(dim, 3 * dim)) * np.arange(1, dim + 1)[:, None])
+    )
+
+
+SCALES = {
+    "diagonal": lambda seed: np.exp(np.random.default_rng(seed).normal(size=4)),
+    "factor": factor_of,
+}
+
+
+@pytest.mark.parametrize("event_shape", [(4,), (2, 2)])
+@pytest.mark.parametrize("after", SCALES)
+@pytest.mark.parametrize("before", SCALES)
+def test_what_is_learned_goes_from_one_kind_of_scales_into_another(before, after, event_shape):
+    """By NumPy: growth is the root of the determinants' ratio, a direction v becomes `S'^-1 S v`."""
+
+    def matrix(kind, seed):
+        return np.diag(SCALES[kind](seed)) if kind == "diagonal" else SCALES[kind](seed)
+
+    def scale(kind, seed):
+        value = torch.tensor(SCALES[kind](seed))
+        return value.reshape(event_shape) if kind == "diagonal" else value
+
+    old, new = matrix(before, 1), matrix(after, 2)
+    given = scale(before, 1), scale(after, 2)
+    grown = (np.linalg.det(new) / np.linalg.det(old)) ** (1 / 4)
+    assert scales.mean_growth(*given, torch.Size(event_shape)) == pytest.approx(grown)
+    slowest = torch.tensor([3.0, 0.0, 4.0, 1.0], dtype=torch.float64)
+    memory = length.Ascent(torch.tensor([0.1, 0.2, 5.0, 0.3], dtype=torch.float64), slowest)
+    moved = length.SquaredJumps(0.025, 1000).rescaled(memory, *given, torch.Size(event_shape))
+    variance = float(slowest.norm())
+    turned = np.linalg.solve(new, old @ (slowest.numpy() / variance))
+    np.testing.assert_allclose(moved.slowest.numpy(), turned * variance * np.linalg.norm(turned))
+    np.testing.assert_allclose(
+        moved.ascent.numpy()[:2], [0.1 * (turned @ turned) ** 2, 0.2 * (turned @ turned) ** 4]
+    )
+    x = torch.randn(3, *event_shape, generator=torch.Generator().manual_seed(0)).double()
+    torch.testing.assert_close(unstretch(given[0], stretch(given[0], x)), x)
+    by_hand = x.flatten(1).numpy() @ old.T
+    np.testing.assert_allclose(stretch(given[0], x).flatten(1).numpy(), by_hand)
+    variances = scales.variances(given[0], torch.Size(event_shape))
+    assert variances.shape == event_shape
+    np.testing.assert_allclose(variances.flatten().numpy(), np.diag(old @ old.T))
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_a_factor_is_kept_given_back_and_taken_up(name, tmp_path):
+    """Saved with the draws; the run goes on by it; chains do not hang on the batch."""
+    field = correlated(0.99)[1]
+    solver = made(name)
+    first = run_of(solver, field, chains=12, warmup=stk.Warmup(60, pilot=8))
+    assert first.tuned["scale"].shape == (5, 5)
+    parts = run_of(solver, field, chains=12, warmup=stk.Warmup(60, pilot=8), batch=4)
+    assert torch.equal(parts.x, first.x)
+    path = tmp_path / "draws.safetensors"
+    first.save(path)
+    again = solver.tuned_by(stk.Draws.load(path))
+    options = {"init": first.final, "warmup": 0, "seed": 2, "chains": None}
+    on = run_of(again, field, **options)
+    assert torch.equal(on.x, run_of(solver.tuned_by(first), field, **options).x)
+    assert torch.equal(on.tuned["scale"], first.tuned["scale"])
+    with pytest.raises(stk.InvalidArgument, match="tuned values of shapes"):
+        run_of(solver.tuned_by(first), correlated(0.5, 4)[1], warmup=0)
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize(("metric", "stop"), [("auto", 0.4), ("auto", 0.97), ("dense", 0.97)])
+def test_a_run_stopped_before_or_after_a_factor_was_found_ends_with_the_same_bits(
+    name, metric, stop, tmp_path
+):
+    precision = torch.linalg.inv(correlated(0.99)[0])
+    calls = [0, math.inf]
+
+    def energy(x):
+        calls[0] += 1
+        if calls[0] >= calls[1]:
+            raise Stop
+        return ((x @ precision) * x).sum(1) / 2
+
+    field, solver = stk.Energy(energy, (5,)), made(name, metric)
+    options = {"chains": 8, "warmup": 60, "steps": 4}
+    undisturbed = run_of(solver, field, **options)
+    assert undisturbed.tuned["scale"].shape == (5, 5)
+    calls[:] = 0, stop * calls[0]
+    path = tmp_path / "run"
+    with pytest.raises(Stop):
+        run_of(solver, field, checkpoint=stk.Checkpoint(path, every=1e-9), **options)
+    calls[1] = math.inf
+    resumed = run_of(solver, field, checkpoint=path, **options)
+    assert torch.equal(resumed.x, undisturbed.x)
+    assert torch.equal(resumed.tuned["scale"], undisturbed.tuned["scale"])
