@@ -67,9 +67,9 @@ ALL = [
 MOST_GRADIENTS = {
     "arma": 4000,
     "gp": 3000,
-    "kilpisjarvi": 300_000,
-    "mesquite": 15_000,
-    "sblrc": 6000,
+    "kilpisjarvi": 8000,
+    "mesquite": 3000,
+    "sblrc": 3000,
 }
 
 
@@ -139,8 +139,8 @@ def test_every_tuned_kernel_arrives(solver):
 
 @pytest.mark.slow
 def test_what_does_not_mix_is_told():
-    """The intercept and slope of Kilpisjarvi, correlated to -.99999, take trajectories of hundreds of leapfrog steps."""
-    posterior, draws = run("kilpisjarvi", solver=stk.HMC(leapfrogs=10))
+    """With diagonal scales the intercept and slope of Kilpisjarvi, correlated to -.99999, take hundreds of leapfrog steps."""
+    posterior, draws = run("kilpisjarvi", solver=stk.HMC(leapfrogs=10, metric="diagonal"))
     assert not arrived(posterior, "log", draws)
     assert not draws.summary().ok
 

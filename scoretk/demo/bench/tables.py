@@ -71,6 +71,7 @@ QUICK_TARGETS, QUICK_SOLVERS = ("banana", "ill-conditioned"), ("mclmc", "chees-u
 SOLVERS: dict[str, tuple[Any, int | None]] = {
     "mclmc": (MCLMC(), None),
     "mclmc-fisher": (MCLMC(metric="fisher"), None),
+    "mclmc-fisher-coarse": (MCLMC(metric="fisher", energy_variance=1e-3), 300),
     "mclmc-unscaled": (MCLMC(metric="none"), None),
     "adjusted-mclmc": (AdjustedMCLMC(), None),
     "adjusted-mclmc-spread": (
@@ -82,6 +83,7 @@ SOLVERS: dict[str, tuple[Any, int | None]] = {
         120,
     ),
     "chees": (ChEES(), None),
+    "chees-dense": (ChEES(metric="dense"), 150),
     "chees-fisher": (ChEES(metric="fisher"), 150),
     "chees-unscaled": (ChEES(metric="none"), 150),
     "hmc-fisher": (HMC(leapfrogs=18, metric="fisher"), 100),
