@@ -692,8 +692,11 @@ def test_trajectories_are_as_long_as_serves_whatever_the_tails_and_however_short
 
 def test_the_first_trajectories_after_an_approach_are_of_two_steps():
     state = State(length=None, step_size=torch.tensor(0.3, dtype=torch.float64))
-    found = length.SquaredJumps(0.025, 100).changed(state, None, Change(arrived=True))[0]
+    memory = length.Ascent(torch.zeros(4, dtype=torch.float64), torch.ones(2))
+    part = length.SquaredJumps(0.025, 100)
+    found, memory = part.changed(state, memory, Change(arrived=True))
     assert float(found.length) == pytest.approx(0.6)
+    assert float(memory.ascent[3]) == pytest.approx(math.log(0.6))
 
 
 def far_off(places, tunes):
@@ -790,6 +793,28 @@ def test_a_length_that_nothing_was_learned_of_is_that_of_a_step(size):
     assert float(state.length) == pytest.approx(size)
     memory, found = part._ascend(memory, 0.0, size, float(state.length), True)
     assert found == pytest.approx((1.5 * length.STRETCH - 0.5) * size)
+
+
+WITH_LENGTHS = {f"chees, {metric}": stk.ChEES(metric=metric) for metric in scales.METRICS} | {
+    "mclmc": stk.MCLMC(),
+    "adjusted": stk.AdjustedMCLMC(),
+}
+
+
+@pytest.mark.parametrize("chains", [1, 4])
+@pytest.mark.parametrize("name", WITH_LENGTHS)
+def test_the_units_of_the_target_do_not_make_trajectories_long(name, chains):
+    """The number of steps in a length: of one chain, which nothing is learned of, as of several."""
+
+    def steps(unit):
+        field = stk.Energy(lambda x: (x / unit).square().sum(1) / 2, (2,))
+        init = unit * torch.linspace(-1, 1, 2 * chains, dtype=torch.float64).reshape(chains, 2)
+        run = stk.sample(field, WITH_LENGTHS[name], steps=1, warmup=40, init=init, seed=2)
+        return float(run.tuned["length"] / run.tuned["step_size"])
+
+    known = steps(1.0)
+    for unit in (1e-3, 1e3):
+        assert 1 / 3 < steps(unit) / known < 3
 
 
 class Kept(NamedTuple):

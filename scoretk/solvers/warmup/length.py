@@ -116,6 +116,13 @@ class TimedTrajectory(NamedTuple):
     time: float
 
 
+def _averaging(memory: Ascent, length: Tensor) -> Ascent:
+    """The memory with this length as the average so far."""
+    ascent = memory.ascent.clone()
+    ascent[3] = math.log(float(length))
+    return memory._replace(ascent=ascent)
+
+
 def bounded_square(y: Tensor, bound: Tensor) -> Tensor:
     """y^2 where it is well below the bound, which it nowhere exceeds."""
     return y.square() / (1 + y.square() / bound)
@@ -167,16 +174,18 @@ class SquaredJumps:
     def changed(self, state: Any, memory: Ascent, change: Change) -> tuple[Any, Ascent]:
         """As `Part.changed`.
 
-        After an approach the length is `FIRST_LEAPFROGS` of the step size that this has found.
+        After an approach the length is `FIRST_LEAPFROGS` of the step size that this has found. One
+        of which nothing was learned is its own average.
         """
         if change.arrived:
-            return state._replace(length=FIRST_LEAPFROGS * state.step_size), memory
+            state = state._replace(length=FIRST_LEAPFROGS * state.step_size)
+            return state, _averaging(memory, state.length)
         if change.before is None or change.after is None:
             return state, memory
         event_shape = state.x.shape[1:]
         moved = self.rescaled(memory, change.before, change.after, event_shape)
         if not float(memory.ascent[2]):
-            return state, moved
+            return state, _averaging(moved, state.length)
         before = float(state.length) * mean_growth(change.before, change.after, event_shape)
         length = self._in_new_scales(before, float(state.length), memory, moved)
         ascent = moved.ascent.clone()
