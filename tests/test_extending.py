@@ -103,6 +103,20 @@ def test_a_run_is_not_shortened(tmp_path):
     assert (tmp_path / "c").read_bytes() == content
 
 
+@pytest.mark.parametrize(
+    "solver", [stk.HMC(leapfrogs=30), stk.AdjustedMCLMC(leapfrogs=14)], ids=repr
+)
+def test_a_run_from_far_off_is_extended_whatever_its_steps_cost(tmp_path, solver):
+    """The first steps of a warmup take fewer evaluations than later ones, where these are long."""
+    field = stk.Energy(lambda x: x.square().sum(1) / 2, (2,))
+    run = {"init": torch.full((4, 2), 1e4), "warmup": 30, "seed": 1}
+    stk.sample(field, solver, steps=2, checkpoint=tmp_path / "run", **run)
+    longer = stk.sample(field, solver, steps=5, checkpoint=tmp_path / "run", **run)
+    expected = stk.sample(field, solver, steps=5, **run)
+    assert torch.equal(longer.x, expected.x)
+    assert longer.cost == expected.cost
+
+
 @pytest.mark.parametrize("make", [stk.ReverseSDE, stk.ProbabilityFlow])
 def test_a_solver_with_a_grid_of_its_own_is_not_extended(tmp_path, make):
     field = stk.Diffusion(lambda x, t: 0.5 * x, (2,), predicts="data")

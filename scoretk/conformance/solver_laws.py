@@ -28,7 +28,7 @@ from scoretk.fields.resolve import resolve
 from scoretk.inference.sampling import sample
 from scoretk.plugins.solvers import SOLVER_PROTOCOL
 from scoretk.run.draws import Draws
-from scoretk.solvers.base import adapts, is_grid, traits
+from scoretk.solvers.base import DRIVERS, adapts, is_grid, traits
 
 __all__ = ["SOLVER_LAWS", "SolverLaw"]
 
@@ -198,7 +198,7 @@ def counted(solver: Any) -> None:
             for name in traits(solver).varying if "evaluations" in info else ():
                 said[name] = said.get(name, 0) + int(info["evaluations"].sum())
             _compare(field, "a step", said)
-            reported, known = info.keys() - {"status", "evaluations"}, {*traits(solver).reports}
+            reported, known = info.keys() - DRIVERS, {*traits(solver).reports}
             wrong = f"reports: {sorted(known)}, where a step reports {sorted(reported)}"
             demand(not known or known == reported, wrong)
 

@@ -77,6 +77,8 @@ def _cost(solver: Any, parts: list[BatchAsked], batches: list[Batch], done: list
     if varying:
         for kind in traits(solver).varying:
             cost[kind] = cost.get(kind, 0) + varying
+    if energies := sum(f.energies for f in done):
+        cost["energy"] = cost.get("energy", 0) + energies
     return Cost(cost)
 
 

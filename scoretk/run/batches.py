@@ -49,6 +49,7 @@ class Finished:
         failed_at: The step at which each failed, as users count it, or -1, `(chains,)`.
         record: What was kept, of the chains that are asked for.
         evaluations: How many evaluations its steps reported.
+        energies: How many energies besides.
         restarts: How many starts of chains were made again.
         tuned: What warmup has tuned, by name.
     """
@@ -58,12 +59,13 @@ class Finished:
     failed_at: Tensor
     record: Record
     evaluations: int
+    energies: int
     restarts: int
     tuned: dict[str, Tensor] = field(default_factory=dict)
 
     def flat(self) -> dict[str, Tensor]:
         """All of it as tensors by name, for other processes."""
-        counts = torch.tensor([self.evaluations, self.restarts])
+        counts = torch.tensor([self.evaluations, self.energies, self.restarts])
         own = {"final": self.final, "status": self.status, "failed_at": self.failed_at}
         return {
             **own,
@@ -81,13 +83,14 @@ class Finished:
         )
         received = {name: Received(value) for name, value in record.items()}
         kept = batch.schedule.kept_before(batch.schedule.total)
-        evaluations, restarts = flat["counts"].tolist()
+        evaluations, energies, restarts = flat["counts"].tolist()
         return Finished(
             flat["final"],
             flat["status"],
             flat["failed_at"],
             batch.recorder.restored(received, kept, kept, flat["final"].device),
             evaluations,
+            energies,
             restarts,
             tuned,
         )
@@ -395,6 +398,7 @@ def _finish(moment: Any, batch: Batch, tuned: bool) -> Finished:
         failed_at,
         record,
         int(moment.evaluations),
+        int(moment.energies),
         moment.restarts,
         leaves,
     )

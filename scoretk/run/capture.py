@@ -108,7 +108,7 @@ class _Steps:
         xs, infos = [], []
         for i in range(self.tape.length):
             noise = self.tape.at(values, i)
-            now, stats, used = make_step(self.solver, self.field, noise, now, step + i, None)
+            now, stats, used, _ = make_step(self.solver, self.field, noise, now, step + i, None)
             xs.append(now.state.x)
             infos.append(stats if used is None else stats | {"evaluations": used.sum()})
         info = {name: torch.stack([one[name] for one in infos]) for name in infos[0]}
@@ -155,7 +155,7 @@ class _Loop:
         def body(carry: tuple[Tensor, ...], row: tuple[Tensor, ...]) -> tuple[Any, Any]:
             step, is_made, *drawn = row
             noise = TapedNoise(self.tape.noise, self.tape.asked, drawn)
-            after, stats, used = make_step(
+            after, stats, used, _ = make_step(
                 self.solver, self.field, noise, moment(carry), step, None
             )
             info = stats if used is None else stats | {"evaluations": used.sum()}

@@ -158,6 +158,7 @@ class Eager:
         tunes = moment.tuning is not None and moment.step < schedule.warmup
         now = Now(moment.state, moment.status, moment.failed_at, moment.reach)
         record, evaluations, tuning = moment.record, moment.evaluations, moment.tuning
+        energies = moment.energies
         kept, total = schedule.kept_before(moment.step), schedule.kept_before(schedule.total)
         with parts_compiled_by(None if tunes else self.parts):
             for step in range(moment.step, moment.step + steps):
@@ -171,6 +172,8 @@ class Eager:
                     watching = None
                 if made.evaluations is not None:  # summed on the device, read when a run is over
                     evaluations = made.evaluations.sum() + evaluations
+                if made.energies is not None:
+                    energies = made.energies.sum() + energies
                 if schedule.keeps(step):
                     record = recorder.add(record, now.state.x, made.stats, kept, total)
                     kept += 1
@@ -183,6 +186,7 @@ class Eager:
             step=moment.step + steps,
             record=record.held(),
             evaluations=evaluations,
+            energies=energies,
             tuning=tuning,
         )
 

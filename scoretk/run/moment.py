@@ -76,6 +76,7 @@ class Moment:
         failed: How many chains have failed.
         evaluations: The evaluations that the solver reported, summed over chains; a tensor `()`
             where the device has counted them.
+        energies: The energies beyond these and what steps are declared to cost, of warmup, like them.
         tuning: The state of the adaptation; None where warmup does not tune.
         reach: The largest magnitude that x may have, `(chains,)` (see `reach_of`); None for any.
         restarts: The number of starts made again, counting all chains at each attempt.
@@ -92,6 +93,7 @@ class Moment:
     record: Record = field(default_factory=Record)
     failed: int = 0
     evaluations: int | Tensor = 0
+    energies: int | Tensor = 0
     tuning: Any = None
     reach: Tensor | None = None
     restarts: int = 0
@@ -150,6 +152,8 @@ def begin(
             solver, bound, state, noise, finite
         )
         moment.evaluations += spent * len(x)
+        if "energy" not in traits(solver).varying:  # there they are counted
+            moment.energies += spent * len(x)
     if tuned is not None:
         moment.state = state._replace(**{name: value.clone() for name, value in tuned.items()})
         moment.tuning = solver.adaptation.follow(state)

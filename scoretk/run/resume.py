@@ -24,6 +24,8 @@ from scoretk.solvers.base import traits
 
 __all__ = ["Saving", "awaited_store", "check_whose", "contents", "header_of", "read_moments"]
 
+SINCE = {"alone": True, "energies": 0}
+"""What files of before 2026-11-29 do not say of a batch, and what it was."""
 HALF = ("half_mean", "half_m2", "half_draws")
 """What a record of moments has beside them, from half of the draws on."""
 
@@ -79,7 +81,12 @@ def contents(
             tensors[f"{i}/looks"] = m.looks
     header = header_of(saving, changed)
     header["batches"] = [
-        {"step": m.step, "evaluations": int(m.evaluations), "alone": m.alone}
+        {
+            "step": m.step,
+            "evaluations": int(m.evaluations),
+            "energies": int(m.energies),
+            "alone": m.alone,
+        }
         for m in moments.values()
     ]
     return tensors, header
@@ -138,9 +145,14 @@ def read_moments(
             most = min(
                 batch.schedule.total, header["settings"]["steps"] + header["settings"]["warmup"]
             )
-            position = {"alone": True} | position  # files of before 2026-11-28 do not say it
+            position = SINCE | position
+            taken = partial(_is_taken, solver, batch)
             check_header(
-                position, step=partial(is_count, most=most), evaluations=is_count, alone=_is_switch
+                position,
+                step=partial(is_count, most=most),
+                evaluations=taken,
+                energies=taken,
+                alone=_is_switch,
             )
             told = tuned_leaves(moments[0].state) if i and 0 in moments else tuned
             moments[i] = _read_moment(saved.under(f"{i}/"), solver, batch, told, **position)
@@ -345,6 +357,15 @@ def _saved_record(saved: _Saved, chains: int, kept: int) -> dict[str, Stored]:
     return record
 
 
+def _is_taken(solver: Any, batch: Batch, value: Any) -> bool:
+    """Whether steps can have taken so many evaluations beyond what the solver declares them to cost.
+
+    Those of an approach take fewer than are declared where trajectories are long.
+    """
+    declared = batch.schedule.warmup * max((0, *solver.step_cost.values()))
+    return type(value) is int and is_count(value + len(batch.noise.chains) * declared)
+
+
 def _read_moment(
     saved: _Saved,
     solver: Any,
@@ -352,6 +373,7 @@ def _read_moment(
     tuned: dict[str, Tensor] | None,
     step: int,
     evaluations: int,
+    energies: int,
     alone: bool,
 ) -> Moment:
     """The moment of a batch, checked to have the form that a run of this field and solver has.
@@ -393,6 +415,7 @@ def _read_moment(
             record, kept, batch.schedule.kept_before(batch.schedule.total), like.device
         ),
         evaluations=evaluations,
+        energies=energies,
         tuning=restored,
         looks=looks,
         alone=alone,

@@ -26,7 +26,7 @@ from scoretk.core.devices import wide
 from scoretk.errors import Status
 from scoretk.run.record import masked
 from scoretk.run.state import all_finite, checked_step, finite_chains, floating_leaves, select_state
-from scoretk.solvers.base import Info
+from scoretk.solvers.base import DRIVERS, Info
 
 __all__ = [
     "AtOnce",
@@ -70,11 +70,13 @@ class Made(NamedTuple):
         now: What the run is before the next step.
         stats: What is reported.
         evaluations: The evaluations of each chain, `(chains,)`, where they vary; else None.
+        energies: The energies of each besides, `(chains,)`, if there are any; else None.
     """
 
     now: Now
     stats: Info
     evaluations: Tensor | None
+    energies: Tensor | None = None
 
 
 class Watching(Protocol):
@@ -170,14 +172,14 @@ def settled(new: Any, info: Info, now: Now, step: int | Tensor, watching: Watchi
         watching: For runs in which all chains are well: who sees that they still are, so that there
             is no need for a mask. None where there is nobody.
     """
-    evaluations = info.get("evaluations")
+    counted = info.get("evaluations"), info.get("energies")
     if watching is not None and watching.passes(new, info):
-        stats = {n: v for n, v in info.items() if n not in ("status", "evaluations")}
-        return Made(Now(new, now.status, now.failed_at, now.reach), stats, evaluations)
+        stats = {n: v for n, v in info.items() if n not in DRIVERS}
+        return Made(Now(new, now.status, now.failed_at, now.reach), stats, *counted)
     state, status, failed_at, stats = settle(
         new, now.state, info, now.status, now.failed_at, step, now.reach
     )
-    return Made(Now(state, status, failed_at, now.reach), stats, evaluations)
+    return Made(Now(state, status, failed_at, now.reach), stats, *counted)
 
 
 def settle(
@@ -203,9 +205,7 @@ def settle(
         code = torch.where(sound | (code != int(Status.OK)), code, int(Status.DIVERGED))
     failed = alive & (code != int(Status.OK))
     state = select_state(alive & sound, new, old)
-    stats = masked(
-        {n: v for n, v in info.items() if n not in ("status", "evaluations")}, alive & ~failed
-    )
+    stats = masked({n: v for n, v in info.items() if n not in DRIVERS}, alive & ~failed)
     return state, torch.where(failed, code, status), torch.where(failed, step, failed_at), stats
 
 

@@ -8,9 +8,9 @@ have the chains on axis 0, except those with no axis and those named in the stat
 step counters and constant tables, which live on the CPU in eager mode, so that reading them never
 stalls a device, and on the device when compiled.
 
-`info` is a dict of per-chain tensors, `(chains,)`. Two names mean something to the driver: "status"
-(a `Status` code to freeze the chain with) and "evaluations" (where the cost varies from chain to
-chain and step to step).
+`info` is a dict of per-chain tensors, `(chains,)`. Three names mean something to the driver: "status"
+(a `Status` code to freeze the chain with), "evaluations" (where the cost varies from chain to chain
+and step to step), and of warmup "energies" (those beyond what steps are declared to cost).
 
 `Solver` is what every solver has; `GridSolver` and `TunedSolver` are what some have besides;
 `Traits` is what a solver may say of itself, and what holds where it says nothing. The rest of the
@@ -31,6 +31,7 @@ from scoretk.errors import InvalidArgument
 from scoretk.fields.protocols import NoiseSource
 
 __all__ = [
+    "DRIVERS",
     "GridSolver",
     "Info",
     "Solver",
@@ -50,6 +51,8 @@ __all__ = [
 ]
 
 Info = dict[str, Tensor]
+DRIVERS = frozenset({"status", "evaluations", "energies"})
+"""The names of an `Info` that are the driver's, and no statistics."""
 
 
 class State(Protocol):
@@ -175,7 +178,7 @@ class Traits:
     Args:
         varying: The kinds of evaluations that `info["evaluations"]` counts, each as often; by
             default the first of `needs` in alphabetical order.
-        reports: The names of its statistics, all that is in `info` but "status" and "evaluations":
+        reports: The names of its statistics, all that is in `info` but what is the driver's:
             whether a run fits into memory is asked before its first step. Of a solver that says
             nothing they are not counted.
         exact: Whether a step leaves the target's law as it is. Only such kernels run inside other

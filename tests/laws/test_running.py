@@ -596,15 +596,23 @@ TUNES = {name: kind() for name, kind in SOLVERS.items() if not _required(kind)}
 TUNES = {name: solver for name, solver in TUNES.items() if adapts(solver)}
 
 
+@pytest.mark.parametrize("far", [(), (0, 1, 2, 3), (1, 3)])
 @pytest.mark.parametrize("name", TUNES)
-def test_a_warmup_tells_what_it_asks(name):
-    """Gradients of trials too, of every solver that tunes itself; of energies those of its own steps at least."""
-    field = CountedSpins() if "states" in TUNES[name].needs else Counted()
-    for warmup in (2, 16):
+def test_a_warmup_tells_what_it_asks(monkeypatch, name, far):
+    """Of trials too, of every solver that tunes itself, and of steps from far off, of all chains or of some."""
+    spins = "states" in TUNES[name].needs
+    if spins and far:
+        return
+    monkeypatch.setattr(batches, "_look_over", lambda *_: None)  # no evaluations of the run
+    field, init = CountedSpins() if spins else Counted(), None
+    if far:
+        init = torch.where(torch.isin(torch.arange(4), torch.tensor(far))[:, None], 1e4, 0.1)
+        init = init * torch.ones(4, 3)
+    for warmup, batch in ((2, None), (20, None), (24, 2)):
         field.asked = dict.fromkeys(field.asked, 0)
-        draws = stk.sample(field, TUNES[name], chains=4, seed=2, steps=2, warmup=warmup)
-        assert draws.cost["score"] == field.asked["score"], warmup
-        assert 4 * (warmup + 2) <= draws.cost["energy"] <= field.asked["energy"], warmup
+        run = {"chains": None if far else 4, "seed": 2, "steps": 2, "init": init, "batch": batch}
+        cost = stk.sample(field, TUNES[name], warmup=stk.Warmup(warmup, 2), **run).cost
+        assert {k: n for k, n in cost.items() if n} == {k: n for k, n in field.asked.items() if n}
 
 
 @pytest.mark.parametrize("name", EXAMPLES)

@@ -191,7 +191,7 @@ class Adaptation:
             state, info, learned = self._together(at, state, learned)
         else:
             state, info, learned = self._mixed(at, state, learned)
-        return state, _also(info, spent, at.alive) if spent else info, learned
+        return state, _also(info, at.kernel, spent, at.alive) if spent else info, learned
 
     def _together(self, at: WarmupStep, state: Any, learned: Learned) -> tuple[Any, Info, Learned]:
         """As `update`, for a step with the settings that all chains share."""
@@ -248,7 +248,7 @@ class Adaptation:
             "accept": report.accept,
             "energy": place.energy,
             "diverging": ~(report.error.abs() < DIVERGENCE),
-            "evaluations": beside(at.kernel, report.gradients, at.alive),
+            **beside(at.kernel, report.gradients, at.alive),
         }
         learned = learned._replace(way=OwnWay(far, *settings))
         if not learned.parts or at.number < steps - 1:
@@ -276,9 +276,9 @@ class Adaptation:
         info = {
             name: torch.where(far, ours[name], theirs[name]) for name in ours.keys() & theirs.keys()
         }
-        # all gradients of the common step
-        counted = _also(theirs, 0, at.alive)["evaluations"] - beside(at.kernel, 0, at.alive)
-        info["evaluations"] = ours["evaluations"] + counted
+        # all that the common step took
+        declared, told = beside(at.kernel, 0, at.alive), _also(theirs, at.kernel, 0, at.alive)
+        info |= {name: ours[name] + told[name] - none for name, none in declared.items()}
         return (
             common._replace(**place),
             info,
@@ -286,9 +286,10 @@ class Adaptation:
         )
 
 
-def _also(info: Info, gradients: int, like: Tensor) -> Info:
-    """The report with so many gradients more for every chain, `like` being `(chains,)`."""
-    return info | {
-        "evaluations": info.get("evaluations", torch.zeros_like(like, dtype=torch.int64))
-        + gradients
-    }
+def _also(info: Info, kernel: Any, gradients: int, like: Tensor) -> Info:
+    """The report with so many gradients more for every chain, `like` being `(chains,)`.
+
+    An energy goes with each.
+    """
+    none = torch.zeros_like(like, dtype=torch.int64)
+    return info | {name: info.get(name, none) + gradients for name in beside(kernel, 0, like)}

@@ -58,6 +58,7 @@ from scoretk.core.rows import across, finite_rows, row_dot, select_rows
 from scoretk.core.streams import Stream
 from scoretk.fields.protocols import NoiseSource
 from scoretk.fields.resolve import StaticField
+from scoretk.solvers.base import traits
 
 __all__ = [
     "LEAPFROGS",
@@ -158,11 +159,23 @@ def common_settings(
     return size, (torch.diag(scale.flatten()) if metric == "dense" else scale).to(before.dtype)
 
 
-def beside(solver: Any, gradients: int, like: Tensor) -> Tensor:
-    """The gradients of a step beyond those in the solver's `step_cost`, `(chains,)`; may be < 0."""
-    return torch.full_like(
-        like, gradients - int(solver.step_cost.get("score", 0)), dtype=torch.int64
-    )
+def beside(solver: Any, gradients: int, like: Tensor) -> dict[str, Tensor]:
+    """What a step with so many gradients reports beyond what the solver's `step_cost` has.
+
+    An energy goes with each gradient: "energies" are those, where "evaluations" have them not.
+
+    Returns:
+        By name, each `(chains,)`; may be < 0.
+    """
+    kinds = {"evaluations": "score"}
+    if "energy" not in traits(solver).varying:
+        kinds["energies"] = "energy"
+    return {
+        name: torch.full_like(
+            like, gradients - int(solver.step_cost.get(kind, 0)), dtype=torch.int64
+        )
+        for name, kind in kinds.items()
+    }
 
 
 def lengths(step: int, steps: int) -> tuple[int, int]:
