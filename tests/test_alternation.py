@@ -344,8 +344,22 @@ def test_daps_is_the_same_in_plain_numbers_on_every_path(path):
 
 def test_daps_without_measurement_is_too_wide():
     """By about twice the variance, as its docstring says."""
-    _, _, q = affine(DAPS(20, 5), prior(ROUND))
+    with pytest.warns(UserWarning, match="DAPS: nothing is measured in .* twice the variance"):
+        _, _, q = affine(DAPS(20, 5), prior(ROUND))
     assert 1.8 < q[0, 0] / float(ROUND[0]) < 2.2
+
+
+@pytest.mark.filterwarnings("error:DAPS")
+@pytest.mark.parametrize(
+    ("solver", "field"),
+    [
+        (DAPS(3, 1, spread=0.8), prior),
+        (DAPS(3, 2), measured),
+        (SplitGibbs(0.2, sweeps=3, steps=2), prior),
+    ],
+)
+def test_nothing_is_said_where_draws_are_of_the_law(solver, field):
+    affine(solver, field(ROUND))
 
 
 def test_draws_of_daps_have_that_law():

@@ -36,7 +36,8 @@ from torch import Tensor
 from scoretk.core.arguments import counts, positive
 from scoretk.core.rows import add_scaled
 from scoretk.core.streams import Stream
-from scoretk.fields.protocols import NoiseSource
+from scoretk.core.warned import warn
+from scoretk.fields.protocols import NoiseSource, field_name
 from scoretk.fields.resolve import TimedField, gaussian_path
 from scoretk.ode.grids import grid, kept_grid
 from scoretk.solvers.base import Info, TableState, read_row
@@ -54,7 +55,8 @@ steps followed the flow of N(0, 1) best between levels of 1 and 10.
 class DAPS:
     """Decoupled annealing, for posteriors of priors in time and linear measurements.
 
-    Of a field that is no posterior the same with nothing measured, which is not the prior.
+    Of a field that is no posterior the same with nothing measured, which is not the prior, and is
+    warned of.
 
     Args:
         levels: The number of intervals of the grid.
@@ -103,7 +105,15 @@ class DAPS:
         return x * float(path.sigma(self.times(field)[0]) / path.sigma(0.0))
 
     def init(self, field: TimedField, x: Tensor, noise: NoiseSource) -> TableState:
-        alternation(field)
+        exact = (
+            self.steps == 1 and self.spread < math.inf
+        )  # of a normal prior, which the user then has
+        if alternation(field).likelihood is None and not exact:
+            warn(
+                f"DAPS: nothing is measured in {field_name(field.native)}, and draws have about twice the "
+                "variance of its law. Take ProbabilityFlow() or ReverseSDE(), or give a measurement: "
+                "scoretk.posterior(prior, scoretk.LinearGaussian(...))"
+            )
         rows = torch.tensor(self._rows(field), dtype=torch.float64)
         return TableState(x, rows, torch.zeros((), dtype=torch.int64))
 
