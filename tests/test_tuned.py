@@ -41,6 +41,7 @@ def test_a_run_goes_on_with_what_was_tuned(name, tmp_path):
     assert more.ok.all()
     assert more.tuned.keys() == first.tuned.keys()
     assert all(torch.equal(more.tuned[n], first.tuned[n]) for n in first.tuned)
+    assert all((first.tuned[n] != 0).any() for n in first.tuned)  # none that is of no use
     third = stk.sample(
         FIELD, solver.tuned_by(more), init=first.final, steps=6, seed=2
     )  # warmup is 0 by itself

@@ -201,7 +201,7 @@ class _Running:
             self.shown.update(done, self.lost + moment.failed)
             if archive.due():
                 archive.save(i)
-        finished = _finish(moments[i], batch, is_tuned(self.solver))
+        finished = _finish(moments[i], batch, self.solver)
         self.lost += failures(finished.status)
         moments[i] = replace(moments[i], record=finished.record)
         batch.noise.forget()
@@ -383,7 +383,7 @@ def _untuned(moment: Moment) -> Moment:
     )
 
 
-def _finish(moment: Any, batch: Batch, tuned: bool) -> Finished:
+def _finish(moment: Any, batch: Batch, solver: Any) -> Finished:
     schedule, recorder = batch.schedule, batch.recorder
     kept = schedule.kept_before(schedule.total)
     status, failed_at = outcome(moment)
@@ -391,7 +391,8 @@ def _finish(moment: Any, batch: Batch, tuned: bool) -> Finished:
     recorder.ended(moment.record, kept, status, failed_at)
     record = recorder.filled(moment.record, kept)
     warn_of_time(batch.bound, moment.state.x, status, failed_at)
-    leaves = tuned_leaves(moment.state) if tuned else {}
+    leaves = tuned_leaves(moment.state) if is_tuned(solver) else {}
+    leaves = {n: value for n, value in leaves.items() if n not in traits(solver).untuned}
     return Finished(
         recorder.position(moment.state.x),
         status,

@@ -187,6 +187,8 @@ class Traits:
         island: How many neighbouring chains belong together: chains and batches are whole multiples
             of it.
         given_back: Whether what the chains share was tuned by the warmup of another run.
+        untuned: Names of what the chains share that warmup does not tune, and `draws.tuned` leaves
+            out.
         with_adjoint: `with_adjoint() -> solver`, the same solver with gradients by the adjoint
             equation, which `grad="adjoint"` asks for; None where only its steps can be
             differentiated.
@@ -215,6 +217,7 @@ class Traits:
     temperature: float = 1.0
     island: int = 1
     given_back: bool = False
+    untuned: frozenset[str] = frozenset()
     with_adjoint: Callable[[], Any] | None = None
     capturable_ahead: Callable[[Any], Callable[[int], Any]] | None = None
     capturable_as_loop: bool = False

@@ -157,10 +157,11 @@ class Hamiltonian(Tunable):
         Where the step size is tuned, chains that start far off begin as in `warmup.approach`.
         """
         step_size = () if self._eps is not None else (self._step_size_part(),)
-        lengths = ("length",) if self._eps is not None else ("step_size", "length")
-        scales = () if self.metric == "none" else (Scales(self.metric, lengths),)
+        lengths = self._length_parts()
+        tuned = ("step_size",) * len(step_size) + ("length",) * len(lengths)
+        scales = () if self.metric == "none" else (Scales(self.metric, tuned),)
         approach = Approach(self.metric) if self._eps is None else None
-        return Adaptation((*step_size, *self._length_parts(), *scales), approach)
+        return Adaptation((*step_size, *lengths, *scales), approach)
 
     def _step_size_part(self) -> Part:
         """The part of warmup that tunes the step size."""
@@ -173,6 +174,8 @@ class Hamiltonian(Tunable):
 
 class Stepping(Hamiltonian):
     """Hamiltonian kernels whose step is a function `_stepped` of the step size."""
+
+    untuned: ClassVar[frozenset[str]] = frozenset({"length"})
 
     def _stepped(
         self, field: StaticField, state: HMCState, noise: NoiseSource, eps: Any
@@ -268,7 +271,7 @@ class ChEES(Hamiltonian):
 
     Args:
         step_size: eps > 0, in scaled space; None to tune it in warmup.
-        length: T > 0, the mean time of a trajectory; None to tune it in warmup.
+        length: T > 0, the mean time of a trajectory, in scaled space; None to tune it in warmup.
         metric: "auto", "diagonal", "fisher", "dense" or "none": the scales learned in warmup
             (`warmup.scales`); "auto" is dense where coordinates are strongly correlated, and else
             diagonal.

@@ -61,6 +61,7 @@ class PreconditionedLangevin(Hamiltonian):
     capturable: ClassVar[bool] = True
     as_data: ClassVar[tuple[str, ...]] = ("step_size", "accept")
     step_cost: ClassVar[Mapping[str, int]] = {"energy": 1, "score": 1}
+    untuned: ClassVar[frozenset[str]] = frozenset({"length"})
 
     @property
     def exact(self) -> bool:

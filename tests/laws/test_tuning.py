@@ -817,6 +817,30 @@ def test_the_units_of_the_target_do_not_make_trajectories_long(name, chains):
         assert 1 / 3 < steps(unit) / known < 3
 
 
+GIVEN = [
+    *(stk.ChEES(length=1.5, metric=metric) for metric in scales.METRICS),
+    stk.ChEES(step_size=0.3),
+    stk.ChEES(step_size=0.3, length=1.5),
+    stk.HMC(0.3, leapfrogs=3),
+    stk.NUTS(0.3, max_depth=2),
+    stk.MCLMC(length=1.5),
+    stk.MCLMC(0.3),
+    stk.AdjustedMCLMC(length=1.5),
+    stk.AdjustedMCLMC(0.3, leapfrogs=3),
+]
+
+
+@pytest.mark.parametrize("solver", GIVEN, ids=repr)
+def test_what_is_given_is_not_tuned_whatever_the_units_of_the_target(solver):
+    """Step size and length are in the space of the scales, which are 1,000 times what they were."""
+    field = stk.Energy(lambda x: (x / 1e3).square().sum(1) / 2, (2,))
+    init = torch.linspace(-1e3, 1e3, 16, dtype=torch.float64).reshape(8, 2)
+    found = stk.sample(field, solver, steps=1, warmup=30, init=init, seed=2).tuned
+    given = {name: getattr(solver, name, None) for name in ("step_size", "length")}
+    for name, value in given.items():
+        assert value is None or float(found[name]) == value, name
+
+
 class Kept(NamedTuple):
     """What a part that hands on all it is told remembers: who made it."""
 

@@ -289,6 +289,7 @@ class Tuned:
     island = _of_trait("island")
     times = _of_trait("times")
     start = _of_trait("start")
+    untuned = _of_trait("untuned")
 
     def init(self, field: Any, x: Tensor, noise: NoiseSource) -> Any:
         """The solver's state at x, with the tuned values.
@@ -297,9 +298,12 @@ class Tuned:
             InvalidArgument: Where the shapes of these do not fit the state.
         """
         state = self.solver.init(field, x, noise)
-        own = {name: getattr(state, name) for name in sorted(state.shared - {"step"})}
+        own = {
+            name: getattr(state, name) for name in sorted(state.shared - {"step"} - self.untuned)
+        }
         shapes = {name: tuple(value.shape) for name, value in own.items()}
-        given = {name: tuple(value.shape) for name, value in self.values.items()}
+        # files of before 2026-11-29 have the untuned too
+        given = {n: tuple(v.shape) for n, v in self.values.items() if n not in self.untuned}
         if given not in (shapes, {**shapes, **traits(self.solver).reshaped(x)}):
             raise InvalidArgument(
                 "tuned_by",
