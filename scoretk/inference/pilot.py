@@ -245,7 +245,7 @@ class _Pilot:
         # a correlation r after the moves made is r^(m / made) after m moves
         left = max(self._correlation(before), 1e-3) ** (1 / made)
         wanted = math.ceil(math.log(self.aims.forgotten) / math.log(min(left, 0.999)))
-        self.moves.append(max(self.least, wanted))
+        self.moves.append(wanted)
         n = len(self.x)
         self._count({"energy": n})  # of the gain on the way to this level
         for known in (self.kernel.init_cost, self.kernel.step_cost):

@@ -97,6 +97,13 @@ def archive_of(saving: Saving | None, batches: list[Batch], solver: Any, share: 
     return _InFolder(saving, batches, solver, share)
 
 
+UNSAVED = (
+    "Of a run that is stopped only what went to keep=scoretk.Zarr(path) is kept. With checkpoint=path it is "
+    "saved then, and the same call goes on from there."
+)
+"""What is noted where a run that is not saved is stopped from outside."""
+
+
 class _InMemory:
     """A run that is not saved; what went to a store is there when an error ends it.
 
@@ -110,11 +117,18 @@ class _InMemory:
     def __enter__(self) -> _InMemory:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         with suppress(StoreError):
             for i, m in self.moments.items():
                 kept = self.batches[i].schedule.kept_before(m.step)
                 self.batches[i].recorder.flushed(m.record, kept, m.status, m.failed_at)
+        if isinstance(error, KeyboardInterrupt):
+            _note(error, UNSAVED)
 
     def take_up(self, i: int, tuned: dict[str, Tensor] | None) -> None:
         return

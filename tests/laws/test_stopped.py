@@ -99,6 +99,28 @@ CASES = [
 ]
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
+@pytest.mark.parametrize("kept", [{}, {"checkpoint": "run"}, {"keep": "store.zarr"}])
+def test_who_stops_a_run_is_told_what_is_kept_of_it(tmp_path, error, kept):
+    def energy(x):
+        left[0] -= 1
+        if left[0] == 0:
+            raise error
+        return x.square().sum(1) / 2
+
+    left, kept = [50], {name: tmp_path / file for name, file in kept.items()}
+    kept |= {"keep": stk.Zarr(kept["keep"])} if "keep" in kept else {}
+    with pytest.raises(error) as stopped:
+        stk.sample(stk.Energy(energy, (2,)), stk.MALA(0.3), chains=2, steps=100, **kept)
+    (*_, told) = ["", *getattr(stopped.value, "__notes__", ())]
+    if "checkpoint" in kept:
+        assert told.startswith("The run so far is in")
+    elif error is KeyboardInterrupt:
+        assert "With checkpoint=path" in told
+    else:
+        assert "checkpoint" not in told
+
+
 @pytest.mark.parametrize(("name", "share", "keep", "folder"), CASES)
 def test_a_run_that_is_stopped_goes_on_to_the_same_draws(
     tmp_path, monkeypatch, name, share, keep, folder
