@@ -199,8 +199,9 @@ def log_partition(
 
         A region that no chain comes to leaves no trace, and is not told: one farther away than about
         forty standard deviations of what the short run sees, or one much narrower than the others,
-        in two dimensions a tenth of their width, in five three tenths. Where there may be such regions give
-        a `base` that covers them, or compare with chains that `init` puts there.
+        in two dimensions a tenth of their width, in five three tenths, in ten a half. Where there
+        may be such regions give a `base` that covers them, or compare with chains that `init` puts
+        there.
 
     Raises:
         InvalidArgument: For wrong arguments, and a base from which the field is not reached.

@@ -53,7 +53,8 @@ def classifier_guided(
             evaluated.
 
     Returns:
-        A timed field on the same path.
+        A timed field on the same path. Its values are differentiable in the classifier's parameters
+        where x requires gradients, as in runs with `grad=True`.
 
     Raises:
         InvalidArgument: An argument does not fit, or the field is static.
