@@ -172,7 +172,7 @@ def settled(new: Any, info: Info, now: Now, step: int | Tensor, watching: Watchi
         watching: For runs in which all chains are well: who sees that they still are, so that there
             is no need for a mask. None where there is nobody.
     """
-    counted = info.get("evaluations"), info.get("energies")
+    counted = info.get("evaluations"), info.get("warmup_energies")
     if watching is not None and watching.passes(new, info):
         stats = {n: v for n, v in info.items() if n not in DRIVERS}
         return Made(Now(new, now.status, now.failed_at, now.reach), stats, *counted)

@@ -10,7 +10,7 @@ stalls a device, and on the device when compiled.
 
 `info` is a dict of per-chain tensors, `(chains,)`. Three names mean something to the driver: "status"
 (a `Status` code to freeze the chain with), "evaluations" (where the cost varies from chain to chain
-and step to step), and of warmup "energies" (those beyond what steps are declared to cost).
+and step to step), and of warmup "warmup_energies" (those beyond what steps are declared to cost).
 
 `Solver` is what every solver has; `GridSolver` and `TunedSolver` are what some have besides;
 `Traits` is what a solver may say of itself, and what holds where it says nothing. The rest of the
@@ -51,7 +51,7 @@ __all__ = [
 ]
 
 Info = dict[str, Tensor]
-DRIVERS = frozenset({"status", "evaluations", "energies"})
+DRIVERS = frozenset({"status", "evaluations", "warmup_energies"})
 """The names of an `Info` that are the driver's, and no statistics."""
 
 

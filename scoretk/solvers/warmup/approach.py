@@ -162,14 +162,14 @@ def common_settings(
 def beside(solver: Any, gradients: int, like: Tensor) -> dict[str, Tensor]:
     """What a step with so many gradients reports beyond what the solver's `step_cost` has.
 
-    An energy goes with each gradient: "energies" are those, where "evaluations" have them not.
+    An energy goes with each gradient: "warmup_energies" are those, where "evaluations" have them not.
 
     Returns:
         By name, each `(chains,)`; may be < 0.
     """
     kinds = {"evaluations": "score"}
     if "energy" not in traits(solver).varying:
-        kinds["energies"] = "energy"
+        kinds["warmup_energies"] = "energy"
     return {
         name: torch.full_like(
             like, gradients - int(solver.step_cost.get(kind, 0)), dtype=torch.int64
