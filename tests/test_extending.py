@@ -103,6 +103,15 @@ def test_a_run_is_not_shortened(tmp_path):
     assert (tmp_path / "c").read_bytes() == content
 
 
+@pytest.mark.parametrize("keep", ["all", "last", "moments"])
+@pytest.mark.parametrize("name", SOLVERS)
+def test_a_run_of_one_chain_is_saved(tmp_path, name, keep):
+    """Its statistics are columns of one row, which count as contiguous whatever their strides are."""
+    run = {"chains": 1, "warmup": 4, "steps": 4, "keep": keep}
+    found = stk.sample(FIELD, SOLVERS[name], **run, checkpoint=tmp_path / "run")
+    assert_equal(stk.sample(FIELD, SOLVERS[name], **run, checkpoint=tmp_path / "run"), found)
+
+
 @pytest.mark.parametrize(
     "solver", [stk.HMC(leapfrogs=30), stk.AdjustedMCLMC(leapfrogs=14)], ids=repr
 )

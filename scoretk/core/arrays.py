@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["ALIGNMENT", "aligned", "aligned_values", "fresh", "is_aligned"]
+__all__ = ["ALIGNMENT", "aligned", "aligned_values", "as_bytes", "fresh", "is_aligned"]
 
 ALIGNMENT = 64
 """Bytes, of which the address of memory that torch allocates on a CPU is a multiple."""
@@ -55,6 +55,18 @@ def aligned_values(values: dict[str, Tensor]) -> dict[str, Tensor]:
         name: aligned(value) if isinstance(value, Tensor) else value
         for name, value in values.items()
     }
+
+
+def as_bytes(x: Tensor) -> Tensor:
+    """The numbers of x in order as bytes, `(n,)` of uint8; x's own memory where they lie there so.
+
+    A tensor of one number, a column of one row, counts as contiguous whatever its strides are, and
+    has no bytes to be seen as.
+    """
+    flat = x.reshape(-1)
+    return (flat if flat.stride(0) == 1 else flat.new_empty(len(flat)).copy_(flat)).view(
+        torch.uint8
+    )
 
 
 def _strides(x: Tensor) -> tuple[int, ...]:

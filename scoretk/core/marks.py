@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from scoretk.core.arrays import as_bytes
+
 __all__ = ["marks", "whole_tensor"]
 
 SMALL = 1 << 15
@@ -85,7 +87,7 @@ def _weighed(x: Tensor) -> Tensor:
     bits, of signs, cancel each other. Sums of rows are mixed before they are added in turn: weights
     of rows times weights of columns would see no permutation of rows and columns of a table.
     """
-    raw = x.reshape(-1).view(torch.uint8)
+    raw = as_bytes(x)
     bits = raw if raw.storage_offset() % 8 == 0 else raw.clone()
     cut = len(bits) // (8 * COLUMNS) * 8 * COLUMNS
     rest = pad(bits[cut:], (0, 8 * COLUMNS + cut - len(bits)))

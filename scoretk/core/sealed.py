@@ -28,7 +28,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 from torch import Tensor
 
-from scoretk.core.arrays import fresh
+from scoretk.core.arrays import as_bytes, fresh
 from scoretk.core.files import is_regular, write_atomically
 
 __all__ = [
@@ -174,7 +174,7 @@ def _parts(value: Tensor) -> Iterator[Tensor]:
 
 def _bytes(value: Tensor) -> memoryview:
     plain = value.to("cpu").resolve_conj().resolve_neg().contiguous()
-    return plain.reshape(-1).view(torch.uint8).numpy().data
+    return as_bytes(plain).numpy().data
 
 
 @dataclass(frozen=True)

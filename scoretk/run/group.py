@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scoretk.core.arrays import as_bytes
 from scoretk.core.ranks import Ranks
 from scoretk.core.warned import warn
 from scoretk.errors import InvalidArgument, RankFailure
@@ -288,7 +289,7 @@ def broadcast(value: Tensor | None, form: Form, source: int, place: torch.device
         value = torch.empty(shape, dtype=getattr(torch, dtype), device=kind_on(kind, place))
     message = value.detach().contiguous()
     if message.numel():
-        carried = message.reshape(-1).view(torch.uint8).to(carrier(message.device))
+        carried = as_bytes(message).to(carrier(message.device))
         dist.broadcast(carried, source)
         message = carried.to(message.device).view(message.dtype).reshape(shape)
     return message
