@@ -64,13 +64,7 @@ ALL = [
     for dtype in (torch.float32, torch.float64)
     for seed in (1, 2)
 ]
-MOST_GRADIENTS = {
-    "arma": 4000,
-    "gp": 3000,
-    "kilpisjarvi": 8000,
-    "mesquite": 3000,
-    "sblrc": 3000,
-}
+MOST_GRADIENTS = {"arma": 4000, "gp": 3000, "kilpisjarvi": 8000, "mesquite": 3000, "sblrc": 3000}
 
 
 @pytest.mark.thorough

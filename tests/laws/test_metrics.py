@@ -134,7 +134,7 @@ def test_each_half_of_the_chains_has_a_window_and_a_single_one_has_none():
     for chains, first in ((7, 4), (2, 1), (1, 1)):
         here = SimpleNamespace(x=x[:chains], scale=ONES[:3])
         memory = scales.Scales("auto").begin(None, None, here, None, None)[1]
-        lesson = Lesson(here, None, None, None, 30, 100, False, all_alive=True)
+        lesson = Lesson(here, None, None, None, 30, 100, all_alive=True)
         memory = scales.Scales("auto").learn(here, memory, lesson)[1]
         assert [float(w.draws) for w in memory] == [chains, first, chains - first]
         torch.testing.assert_close(memory.first.mean, x[:first].mean(0))
