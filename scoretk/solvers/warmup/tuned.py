@@ -290,6 +290,7 @@ class Tuned:
     times = _of_trait("times")
     start = _of_trait("start")
     untuned = _of_trait("untuned")
+    reshaped = _of_trait("reshaped")
 
     def init(self, field: Any, x: Tensor, noise: NoiseSource) -> Any:
         """The solver's state at x, with the tuned values.
