@@ -626,3 +626,49 @@ def test_what_is_empty_has_no_parts():
     filled = contextvars.ContextVar("filled", default=TABLE), types.CellType(TABLE), Slots(TABLE)
     for item in filled:
         assert any(part is TABLE for _, part in anatomy.parts(item))
+
+
+MENTIONS = {
+    "an attribute": "SOME.{0}",
+    "an attribute by its text": 'getattr(SOME, "{0}")',
+    "a method": "SOME.{0}()",
+    "a global name": "{0}",
+    "a call": "{0}(1)",
+}
+NESTS = {
+    "plain": "def f(x):\n    return {0}",
+    "a function": "def f(x):\n    def g():\n        return {0}\n    return g()",
+    "two functions": "def f(x):\n    def g():\n        return lambda: {0}\n    return g()()",
+    "a lambda": "f = lambda x: (lambda: {0})()",
+    "a comprehension": "def f(x):\n    return [{0} for _ in x]",
+    "a generator": "def f(x):\n    return sum({0} for _ in x)",
+    "a class": "def f(x):\n    class C:\n        y = {0}\n    return C",
+    "a default": "def f(x):\n    def g(y=lambda: {0}):\n        return y()\n    return g()",
+}
+
+
+@pytest.mark.parametrize("nest", NESTS)
+@pytest.mark.parametrize("mention", MENTIONS)
+def test_what_code_names_is_found_however_deep_it_is_named(nest, mention):
+    space = {}
+    exec(compile(NESTS[nest].format(MENTIONS[mention].format("named")), "theirs.py", "exec"), space)
+    found = anatomy.names_in(space["f"].__code__)
+    place = found.globals if "SOME" not in MENTIONS[mention] else found.attributes
+    assert "named" in place
+    assert "unnamed" not in (*found.globals, *found.attributes)
+    assert ("SOME" in found.globals) == ("SOME" in MENTIONS[mention])
+
+
+class Slotted:
+    """Three places, of which some may be empty."""
+
+    __slots__ = ("a", "b", "c")
+
+
+@pytest.mark.parametrize("filled", ["", "a", "b", "c", "ab", "bc", "ac", "abc"])
+def test_each_slot_that_is_filled_is_a_part(filled):
+    made = Slotted()
+    for name in filled:
+        setattr(made, name, [name])
+    found = [part for part in anatomy.parts(made) if part[0] != ".__class__"]
+    assert found == [(f".{name}", [name]) for name in filled]

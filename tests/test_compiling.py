@@ -3,6 +3,8 @@
 import functools
 import itertools
 import logging
+import os
+import traceback
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -636,3 +638,25 @@ def test_who_compiles_parts_is_given_all_that_they_are_and_no_others(served, sam
         assert called[1] is row
         assert (repeated[1], repeated[2]) == (2, row) or torch.equal(repeated[2], row)
         assert named.keys() == again.keys() == same.keys()
+
+
+OF_OTHERS = {"torch": torch.__file__, "ours": compiling.__file__, "python": os.__file__}
+
+
+@pytest.mark.parametrize("told", ["frames", "text"])
+@pytest.mark.parametrize("others", [*OF_OTHERS, "all", "none"])
+@pytest.mark.parametrize("theirs", [(), (0,), (1,), (0, 2), (2, 3)])
+def test_the_place_of_a_failure_is_the_last_line_of_the_users(told, others, theirs):
+    """Wherever it lies among lines of torch, of the package and of Python; else the last of any."""
+    known = [*OF_OTHERS.values()] if others == "all" else [OF_OTHERS.get(others, "/of/theirs.py")]
+    files = ["/of/theirs.py" if i in theirs else known[i % len(known)] for i in range(4)]
+    frames = [traceback.FrameSummary(file, 10 + i, f"f{i}") for i, file in enumerate(files)]
+    error = RuntimeError("it failed")
+    if told == "frames":
+        error.real_stack = frames
+    else:
+        lines = [f'  File "{f.filename}", line {f.lineno}, in {f.name}' for f in frames]
+        error = RuntimeError("\n".join(["it failed", *lines]))
+    last = max(theirs, default=3) if others != "none" else 3
+    assert compiling._place(error) == f"{files[last]}:{10 + last} in f{last}"
+    assert compiling._place(RuntimeError("it failed")) == "the compiler"

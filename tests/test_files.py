@@ -714,3 +714,19 @@ def test_a_file_is_sealed_however_little_is_in_it(tmp_path, count, header):
         for read in (sealed.read_sealed, sealed.open_sealed):
             with pytest.raises(sealed.Unreadable):
                 read(path, "run")
+
+
+TEXTS = {"a mark of the byte order": b"\xef\xbb\xbf", "none": b""}
+
+
+@pytest.mark.parametrize("mark", TEXTS)
+@pytest.mark.parametrize("header", ["", "a,b", "a b,c", "x,1"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("last", [True, False])
+def test_a_table_is_the_same_in_each_form_of_its_text(tmp_path, mark, header, end, last):
+    """With names of columns or without, however lines end, and behind a mark of the byte order."""
+    lines = [*([header] if header else []), "1,2.5", "-3,4e2", " 5 , nan"]
+    path = tmp_path / "x.csv"
+    path.write_bytes(TEXTS[mark] + (end.join(lines) + end * last).encode())
+    wanted = torch.tensor([[1, 2.5], [-3, 400], [5, float("nan")]], dtype=torch.float64)
+    assert torch.equal(read_array(path).nan_to_num(), wanted.nan_to_num())

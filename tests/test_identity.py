@@ -1315,3 +1315,55 @@ def test_what_is_ones_own_is_told_by_what_it_does_and_not_by_its_names():
         return [Identity(of=item).summary()["digest"] for item in (function, kind, kind())]
 
     assert told("elsewhere", "Model") == told("elsewhere.moved", "Model") == told("__main__", "Net")
+
+
+HOLDING = {
+    "a list": lambda v: [v],
+    "a tuple": lambda v: (v,),
+    "a dict": lambda v: {"k": v},
+    "a key of a dict": lambda v: {v: 1},
+    "a set": lambda v: {v},
+    "a frozen set": lambda v: frozenset([v]),
+    "a deque": lambda v: collections.deque([v]),
+    "a namespace": lambda v: types.SimpleNamespace(k=v),
+    "a view of a dict": lambda v: types.MappingProxyType({"k": v}),
+    "a dict in order": lambda v: collections.OrderedDict(k=v),
+    "a dict with a default": lambda v: collections.defaultdict(list, k=v),
+    "a counter": lambda v: collections.ChainMap({"k": v}),
+    "an array of objects": lambda v: object_array([v]),
+    "an array of many objects": lambda v: object_array([v] * 40),
+    "an array of arrays": lambda v: object_array([object_array([v]), 1]),
+    "a partial": lambda v: functools.partial(squares, v),
+    "a keyword of a partial": lambda v: functools.partial(squares, k=v),
+    "a list in a list": lambda v: [[1, [v]]],
+}
+"""What may hold a plain value, of a model's own."""
+PLAIN_PAIRS = (
+    (1, 2),
+    (1, 1.0),
+    (1, True),
+    (0, None),
+    ("a", "b"),
+    ("a", b"a"),
+    (1.5, 1.5 + 1e-12),
+    (2j, 3j),
+    ((1, 2), (1, 3)),
+    (0.0, -0.0),
+)
+
+
+def object_array(values):
+    found = np.empty(len(values), object)
+    for i, value in enumerate(values):
+        found[i] = value
+    return found
+
+
+@pytest.mark.parametrize("where", HOLDING)
+def test_plain_values_are_told_apart_whatever_holds_them(where):
+    for pair in PLAIN_PAIRS:
+        told = [
+            Identity(field=energy(lambda x, own=HOLDING[where](value): squares(x))).summary()
+            for value in (*pair, pair[0])
+        ]
+        assert told[0] == told[2] != told[1], pair

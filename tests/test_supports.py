@@ -15,7 +15,7 @@ from scoretk.fields import freelaws
 from scoretk.fields.distribution import in_free_space
 from scoretk.fields.resolve import resolve
 from scoretk.fields.supports import bijection, trailing_sum
-from scoretk.fields.validation import refuses
+from scoretk.fields.validation import refuses, rejecting
 from tests.evidence import FALSE_ALARM, ks_p, mean_z, z_limit
 
 BRINGS = [
@@ -876,3 +876,51 @@ def test_laws_whose_bounds_agree_in_the_first_entry_alone_are_not_mixed():
     laws = [td.Independent(td.Uniform(0 * up, high), 1) for high in (up, up.flip(0) * 0 + 1)]
     with pytest.raises(stk.InvalidArgument, match="one and the same constraint"):
         stk.mixture(laws, [0.5, 0.5])
+
+
+@pytest.mark.parametrize("name", [*LAWS, *REAL])
+def test_where_an_energy_is_a_number_its_slope_is_one(name):
+    """In free space and in the user's, in the middle and however far out."""
+    law = (LAWS | REAL)[name]
+    view, plain = in_free_space(law), stk.from_distribution(law)
+    for scale in (0.0, 1e-9, 1e-3, 1.0, 30.0, 150.0):
+        z = scale * points(law)
+        for field, x in ((view, z), (plain, getattr(view, "constrain", lambda z: z)(z))):
+            told = field.energy(x).isfinite()
+            assert bool(field.score(x)[told].isfinite().all()), (scale, field)
+
+
+def refused_at(value):
+    return (
+        td.Exponential(value.new_tensor(1.0), validate_args=True).log_prob(value).flatten(1).sum(1)
+    )
+
+
+REFUSALS = {
+    "a value": refused_at,
+    "a parameter": lambda x: td.Normal(x, x, validate_args=True).log_prob(x).sum(1),
+    "a sum of all rows": lambda x: refused_at(x[None].amin(1).expand(1, x.shape[1])) + x.sum(1),
+}
+
+
+@pytest.mark.parametrize("check", REFUSALS)
+@pytest.mark.parametrize("turn", range(8))
+def test_an_error_of_the_users_own_is_theirs_however_late_it_comes(check, turn):
+    """Where rows are looked for that a check of torch's refuses, the function is asked again."""
+    asked = []
+
+    def evaluate(x):
+        asked.append(len(x))
+        if len(asked) == turn + 1:
+            raise ValueError("theirs")
+        return REFUSALS[check](x)
+
+    x = torch.tensor([[1.0, 2.0], [0.5, -1.0], [3.0, 1.0], [-2.0, 1.0], [0.5, 0.5]]).double()
+    try:
+        rejecting(evaluate, x, {}, math.inf)
+    except ValueError as error:
+        found = error
+    else:
+        found = None
+    assert len(asked) == turn + 1 if found else len(asked) <= turn
+    assert "theirs" in str(found or "theirs")

@@ -218,8 +218,9 @@ def findings(
                 "unjudged",
             ),
         )
-    extra, extra_names = _extras(x, stats, sampler)
     own = judge(x, names, sampler.discrete)
+    held = x[:, :, own.broken == 0] if own.broken.any() else x
+    extra, extra_names = _extras(held, stats, sampler)
     others = [
         judge(value[:, :, None], [name], None)
         for name, value in zip(extra_names, extra, strict=True)

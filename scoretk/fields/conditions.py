@@ -85,9 +85,13 @@ def _union(several: Iterable[Names]) -> Names:
 
 
 def _of_methods(field: Any) -> Names:
-    """By the signatures of the methods that a solver asks; of a field in time those take t too."""
+    """By the signatures of the methods that a solver asks; of a field in time those take t too.
+
+    Of a field that has a density alone it is that one's, as a mixture asks it.
+    """
     predict = optional(field, "predict")
     native = offers(field) & {"energy", "score", "velocity", "denoise"}
+    native = native or offers(field) & {"log_prob"}
     methods = [getattr(field, name) for name in native] if predict is None else [predict]
     asked = [(method, 1 + is_timed(field)) for method in methods]
     asked.append((optional(field, "gibbs"), 2))

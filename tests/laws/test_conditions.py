@@ -10,6 +10,7 @@ import scoretk as stk
 from scoretk.fields.conditions import taken
 from scoretk.fields.protocols import is_timed, offers
 from scoretk.fields.resolve import StaticField, resolve
+from scoretk.fields.wrappers import At
 from scoretk.models.targets.mixture import GaussianMixture
 
 MIXTURE = GaussianMixture(torch.zeros(1, 2), torch.ones(1), torch.ones(1))
@@ -138,6 +139,90 @@ def drawn_to(x, y=0.5):
     return (x - y).square().sum(1)
 
 
+class Answering:
+    """A law about y, that answers what its kind says and nothing else."""
+
+    event_shape = (2,)
+
+    def __init__(self, *answers):
+        self.provides = frozenset(answers)
+        for name in answers:
+            setattr(self, name, getattr(self, f"_{name}"))
+
+    def _energy(self, x, y=0.5):
+        return drawn_to(x, y) / 2
+
+    def _score(self, x, y=0.5):
+        return y - x
+
+    def _log_prob(self, x, y=0.5):
+        return -drawn_to(x, y) / 2
+
+    def _draw(self, n, noise):
+        return noise.normal(0, stk.Stream.START, (2,))
+
+
+class AnsweringInTime(Answering):
+    """The same in time."""
+
+    def at(self, t):
+        return At(self, t)
+
+    def _log_prob_at(self, x, t, y=0.5):
+        return -drawn_to(x, t * y) / 2
+
+    def _velocity(self, x, t, y=0.5):
+        return x * y
+
+    def _score(self, x, t, y=0.5):
+        return t * y - x
+
+    def _denoise(self, x, t, y=0.5):
+        return x * y
+
+
+ANSWERS = {"energy", "score", "log_prob", "denoise", "velocity"}
+KINDS = (
+    ("energy",),
+    ("score",),
+    ("log_prob",),
+    ("energy", "log_prob"),
+    ("score", "log_prob"),
+    ("energy", "score"),
+)
+KINDS_IN_TIME = (("score",), ("score", "log_prob_at"), ("score", "velocity"), ("score", "denoise"))
+JOINED = {
+    "itself": lambda f: f,
+    "tempered": lambda f: stk.tempered(f, 2.0),
+    "product": lambda f: stk.product(ENERGY, f),
+    "mixture": lambda f: stk.mixture([MIXTURE, f], [0.5, 0.5]),
+    "constrained": lambda f: stk.constrained(f, constraints.positive),
+    "discrete": lambda f: stk.Discrete(f, (-1.0, 1.0)),
+    "posterior": lambda f: stk.posterior(f, lambda x: -x.square().sum(1)),
+    "bridge": lambda f: stk.bridge(f, ENERGY, 0.5),
+    "bridge to": lambda f: stk.bridge(ENERGY, f, 0.5),
+    "smoothed": lambda f: stk.smoothed(f, stk.VP()),
+}
+JOINED_IN_TIME = {
+    "itself": lambda f: f,
+    "at": lambda f: f.at(0.7),
+    "tempered": lambda f: stk.tempered(f, 2.0),
+    "product": lambda f: stk.product(DIFFUSION, f),
+    "guided": lambda f: stk.guided(f, 2.0, DIFFUSION),
+    "posterior": lambda f: stk.posterior(f, LINEAR),
+}
+
+
+def joined(ways, kinds, made):
+    """Every way to join with every kind of field for which there is one."""
+    for way, join in ways.items():
+        for kind in kinds:
+            with contextlib.suppress(stk.ScoretkError):
+                found = join(made(*kind))
+                if offers(found) & ANSWERS:
+                    yield f"{way} of {', '.join(kind)}", found
+
+
 PULLED = stk.Energy(drawn_to, (2,))
 MOVED = stk.Diffusion(lambda x, t, y=0.5: x * y, (2,))
 TAKING = {
@@ -157,6 +242,8 @@ TAKING = {
     "posterior": stk.posterior(PULLED, lambda x: -x.square().sum(1)),
     "posterior in time": stk.posterior(MOVED, LINEAR),
     "bridge": stk.bridge(PULLED, ENERGY, 0.5),
+    **dict(joined(JOINED, KINDS, Answering)),
+    **dict(joined(JOINED_IN_TIME, KINDS_IN_TIME, AnsweringInTime)),
 }
 """Fields, all of whose answers hang on y, and that have one of their own where none is given."""
 
@@ -165,7 +252,7 @@ TAKING = {
 def test_no_answer_leaves_out_a_condition_that_its_field_takes(name):
     field, x = TAKING[name], torch.tensor([[1.0, -1.0], [1.0, 1.0]], dtype=torch.float64)
     when, told = (0.7,) if is_timed(field) else (), 0
-    for answer in offers(field) & {"energy", "score", "log_prob", "denoise", "velocity"}:
+    for answer in offers(field) & ANSWERS:
         found = []
         for y in (0.3, 0.9):
             with contextlib.suppress(stk.MissingCapability, stk.InvalidArgument):

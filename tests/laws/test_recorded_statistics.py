@@ -247,7 +247,17 @@ def with_(where, value):
     return x
 
 
+def of_one_parity(first):
+    """Spins, an even number of which are up in half of the chains, and an odd one in the others."""
+    x = 1.0 * (changed(d=4) > 0)
+    x[..., 3] = (x[..., :3].sum(2) + torch.arange(16)[:, None] // 8) % 2
+    x[0, 0] = first
+    return x
+
+
 SPOILT = {
+    "spins that start down": lambda: of_one_parity(0.0),
+    "spins that start up": lambda: of_one_parity(1.0),
     "as it is": changed,
     "a wall": at_a_wall,
     "a wall of some": lambda: torch.where(changed() > 0.8, 0.8, changed()),

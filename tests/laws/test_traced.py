@@ -1,5 +1,7 @@
 """What the compiler traces of noise and of fields is what is computed: plain tensors take the branches for graphs here."""
 
+import functools
+
 import pytest
 import torch
 from torch.utils._pytree import tree_leaves
@@ -7,6 +9,7 @@ from torch.utils._pytree import tree_leaves
 import scoretk as stk
 from scoretk.core.noise import Noise
 from scoretk.fields.resolve import offers
+from tests.laws import test_rows_alone
 from tests.laws.test_rows_alone import FIELDS, LABEL, STATIC, TIMES, X
 
 pytestmark = pytest.mark.usefixtures("compiler_begun")
@@ -53,6 +56,34 @@ def test_a_field_in_time(monkeypatch, name):
         return [getattr(field, a)(X, TIMES, **cond) for a in ("denoise", "score", "velocity")]
 
     same(*traced(monkeypatch, ask))
+
+
+@pytest.mark.parametrize("name", [*FIELDS, *STATIC])
+def test_a_graph_holds_nothing_that_is_done_once(monkeypatch, name):
+    """What is looked at when a field is first asked would be looked at in each turn of a graph."""
+    asked = []
+
+    def counted(function):
+        @functools.wraps(function)
+        def asking(*given, **named):
+            asked.append(function)
+            return function(*given, **named)
+
+        return asking
+
+    for part in ("network", "energy", "log_prob", "log_likelihood", "network_in_steps"):
+        monkeypatch.setattr(test_rows_alone, part, counted(getattr(test_rows_alone, part)))
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    make, cond = FIELDS[name] if name in FIELDS else (STATIC[name], {"label": LABEL})
+    field, times = make(), [TIMES] if name in FIELDS else []
+    answers = [a for a in ("denoise", "score", "energy") if a in offers(field)]
+    found = []
+    for _ in range(2):
+        asked.clear()
+        for answer in answers:
+            getattr(field, answer)(X, *times, **cond)
+        found.append(len(asked))
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize("name", [*STATIC, "named variables"])
