@@ -28,7 +28,7 @@ from scoretk.core.noise import Noise
 from scoretk.fields.protocols import is_field, is_timed, offers
 from tests.recorded import randn
 
-MOST = 16
+MOST = 10
 """How much of what is given one by one is taken."""
 FEW = 4
 

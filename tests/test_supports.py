@@ -883,7 +883,7 @@ def test_where_an_energy_is_a_number_its_slope_is_one(name):
     """In free space and in the user's, in the middle and however far out."""
     law = (LAWS | REAL)[name]
     view, plain = in_free_space(law), stk.from_distribution(law)
-    for scale in (0.0, 1e-9, 1e-3, 1.0, 30.0, 150.0):
+    for scale in (0.0, 1e-9, 1.0, 150.0):
         z = scale * points(law)
         for field, x in ((view, z), (plain, getattr(view, "constrain", lambda z: z)(z))):
             told = field.energy(x).isfinite()

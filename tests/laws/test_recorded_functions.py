@@ -670,11 +670,11 @@ def static_fields():
 def fields_in_time():
     return [
         *(field for field in THINGS[:8] if is_timed(field)),
-        *(stk.Diffusion(network, (3,), path(), "data") for path in (stk.VE, stk.EDM, stk.Cosine)),
+        stk.Diffusion(network, (3,), stk.VE(), "data"),
         stk.guided(WAVE, 2.0, stk.Diffusion(network, (3,), stk.VP(), "data"), interval=(0.5, 1.5)),
         stk.product(WAVE, stk.Diffusion(network, (3,), stk.VP(), "v")),
         stk.smoothed(WELL, stk.VP(), samples=8),
-        *(stk.posterior(WAVE, LINEAR, method) for method in (None, "dps")),
+        stk.posterior(WAVE, LINEAR, "dps"),
         stk.posterior(WAVE, lambda x: -(x - 1).square().sum(1)),
         stk.Velocity(network, (3,), LAWS[0]),
         stk.Velocity(network, (3,), PLAIN),

@@ -76,12 +76,11 @@ def test_a_graph_holds_nothing_that_is_done_once(monkeypatch, name):
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     make, cond = FIELDS[name] if name in FIELDS else (STATIC[name], {"label": LABEL})
     field, times = make(), [TIMES] if name in FIELDS else []
-    answers = [a for a in ("denoise", "score", "energy") if a in offers(field)]
+    answer = getattr(field, "denoise" if times else "score")
     found = []
     for _ in range(2):
         asked.clear()
-        for answer in answers:
-            getattr(field, answer)(X, *times, **cond)
+        answer(X[:1], *(t[:1] for t in times), **{k: v[:1] for k, v in cond.items()})
         found.append(len(asked))
     assert found[0] == found[1]
 
