@@ -730,3 +730,20 @@ def test_a_table_is_the_same_in_each_form_of_its_text(tmp_path, mark, header, en
     path.write_bytes(TEXTS[mark] + (end.join(lines) + end * last).encode())
     wanted = torch.tensor([[1, 2.5], [-3, 400], [5, float("nan")]], dtype=torch.float64)
     assert torch.equal(read_array(path).nan_to_num(), wanted.nan_to_num())
+
+
+@pytest.mark.parametrize("kind", ["?", "b", "B", "h", "H", "i", "I", "q", "Q", "e", "f", "d", "F"])
+def test_numbers_of_each_type_are_read_as_what_holds_them(tmp_path, kind):
+    """Of more than four bytes in float64, whole numbers and flags in float32; others are refused."""
+    values = np.array([[1, 0], [1, 1]], kind)
+    paths = [tmp_path / f"x{ending}" for ending in (".npy", ".npz")]
+    np.save(paths[0], values)
+    np.savez(paths[1], values)
+    for path in paths:
+        if kind == "F":
+            with pytest.raises(stk.InvalidArgument, match="complex64"):
+                read_array(path)
+        else:
+            wanted = torch.float64 if kind == "d" else torch.float32
+            assert torch.equal(read_array(path), torch.tensor(values.astype("d")).to(wanted))
+            assert read_array(path).dtype == wanted

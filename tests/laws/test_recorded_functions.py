@@ -6,6 +6,7 @@ import importlib
 import inspect
 import math
 import pkgutil
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -55,7 +56,7 @@ from tests.odd import (
     shown,
     some,
 )
-from tests.recorded import recorded
+from tests.recorded import recorded, summed
 
 ROOMS = ("core", "fields", "diagnostics", "plugins")
 APART = {
@@ -160,14 +161,14 @@ KEPT = [
         final=x[:, -1],
         status=torch.zeros(6).long(),
         failed_at=torch.full((6,), -1),
-        mean=x[:, 1],
-        var=x[:, 2].square() + 1,
-        half_mean=x[:, 3],
-        half_var=x[:, 4].square(),
+        mean=1000 + x[:, 1] / 64,
+        var=(x[:, 2].square() + 1) / 4096,
+        half_mean=1000 + x[:, 3] / 64,
+        half_var=x[:, 4].square() / 4096,
         half_draws=torch.tensor([[10, 9]]).expand(6, 2),
         provenance={"kept": 19},
     )
-    for x in (some(6, 5, 2), some(6, 5, 2).float() + 1000)
+    for x in (some(6, 5, 2), some(6, 5, 2).float())
 ]
 PAIRS = [
     some(40, 2),
@@ -395,7 +396,12 @@ USUAL = {
         "found": [np.array([True, False, True]), np.ones(3, bool), np.array([True])],
         "worst": [None, 2, 0],
     },
-    "diagnostics.verdict.different": {"rows": [a.reshape(len(a), -1) for a in ARRAYS]},
+    "diagnostics.verdict.different": {
+        "rows": [
+            *(a.reshape(len(a), -1) for a in ARRAYS),
+            np.concatenate([np.full((5, 99), 0.25), some(5, 2).numpy()], 1),
+        ]
+    },
     "diagnostics.weights.weights": {"n": [6, 5]},
     "diagnostics.weights.measured_alike": {"n": [6, 5]},
     "fields.adapters.from_reversed_time": {
@@ -653,6 +659,22 @@ def test_functions(module):
 
 
 LOW = torch.tensor([0.25, 0.5, 2.0]).double()
+
+
+IN_ANY_MODE = [name for room in ("core", "diagnostics", "plugins") for name in FUNCTIONS[room]]
+
+
+@pytest.mark.parametrize("module", sorted({name.rpartition(".")[0] for name in IN_ANY_MODE}))
+def test_functions_answer_in_inference_mode_what_they_answer_elsewhere(module):
+    """But where a field is among the arguments that differentiates."""
+    for name in (n for n in IN_ANY_MODE if n.rpartition(".")[0] == module):
+        function, told = FUNCTIONS[name.partition(".")[0]][name], []
+        for mode in (torch.inference_mode, contextlib.nullcontext):
+            with mode():
+                given = asked(function, USUAL.get(name, {}), few=not name.startswith("core."))
+                told.append([summed(outcome(function, *of)) for of in islice(given, 5)])
+        for here, elsewhere in zip(*told, strict=True):
+            assert "score" in elsewhere[0] or str(here) == str(elsewhere), name
 
 
 def static_fields():
