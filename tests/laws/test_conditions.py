@@ -265,6 +265,16 @@ def test_no_answer_leaves_out_a_condition_that_its_field_takes(name):
     assert told
 
 
+@pytest.mark.parametrize("name", [n for n in TAKING if {"energy", "score"} <= offers(TAKING[n])])
+def test_all_answers_are_under_the_condition_that_is_given(name):
+    """The score is the slope of the energy that is asked under the same condition."""
+    field, x = TAKING[name], torch.tensor([[1.0, -1.0], [1.0, 1.0]], dtype=torch.float64)
+    for y in (0.3, 0.9):
+        given, at = torch.full((2, 2), y, dtype=torch.float64), x.clone().requires_grad_()
+        (slope,) = torch.autograd.grad(field.energy(at, y=given).sum(), at)
+        torch.testing.assert_close(field.score(x, y=given), -slope)
+
+
 class Shifted:
     """A normal about two conditions, by autograd, by a score of its own, or by both answers at once."""
 
