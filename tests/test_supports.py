@@ -1,5 +1,6 @@
 """Distributions and supports: laws in free space, both ends of a support, refusals as rejections, starts inside."""
 
+import contextlib
 import math
 import pickle
 
@@ -888,6 +889,24 @@ def test_where_an_energy_is_a_number_its_slope_is_one(name):
         for field, x in ((view, z), (plain, getattr(view, "constrain", lambda z: z)(z))):
             told = field.energy(x).isfinite()
             assert bool(field.score(x)[told].isfinite().all()), (scale, field)
+
+
+@pytest.mark.parametrize("name", [n for n, law in LAWS.items() if len(law.event_shape) < 2])
+def test_where_a_map_has_a_number_its_slope_is_no_nan(name):
+    """Into free space and back, in the middle and where x rounds to an end."""
+    field = in_free_space(LAWS[name])
+    if not hasattr(field, "unconstrain"):
+        return
+    for scale in (0.0, 1e-9, 1.0, 12.0, 37.0):
+        z = scale * points(LAWS[name], 9)
+        x = field.constrain(z)
+        for ask, at in ((field.constrain, z), (field.unconstrain, x)):
+            point = at.detach().requires_grad_()
+            with contextlib.suppress(stk.InvalidArgument):  # what rounds to an end may be outside
+                image = ask(point)
+                (slope,) = torch.autograd.grad(image.sum(), point)
+                held = image.abs().max() < 1e300  # what is clamped has overflowed on its way
+                assert not (held and bool(slope.isnan().any())), (ask, scale)
 
 
 def refused_at(value):

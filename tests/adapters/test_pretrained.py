@@ -172,8 +172,9 @@ def test_what_is_called_to_publish_is_the_hubs(trained):
     inspect.signature(hub.upload_folder).bind(**told)
 
 
-def test_a_hub_that_takes_nothing_leaves_the_folder(trained, tmp_path, monkeypatch):
-    hub, error = types.ModuleType("huggingface_hub"), OSError("403 forbidden")
+@pytest.mark.parametrize("kind", [OSError, RuntimeError, ValueError, KeyError, AssertionError])
+def test_a_hub_that_takes_nothing_leaves_the_folder(trained, tmp_path, monkeypatch, kind):
+    hub, error = types.ModuleType("huggingface_hub"), kind("403 forbidden")
 
     def refuses(*args, **options):
         raise error
