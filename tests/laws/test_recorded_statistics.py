@@ -163,6 +163,7 @@ PICTURES = {
     ),
     **{f"{kind} of spoilt draws": lambda k=kind: marked().plot(k) for kind in KINDS},
     **{f"{kind} of failed draws": lambda k=kind: marked(6).plot(k) for kind in KINDS},
+    **{f"{kind} of very many": lambda k=kind: marked(2, 700, 1, 11).plot(k) for kind in KINDS},
     **{f"{kind} of many": lambda k=kind: marked(2, 500, 2, 11).plot(k) for kind in KINDS},
     **{
         f"{kind} of {n} draws": lambda k=kind, n=n: marked(2, n, 2, 3).plot(k)

@@ -47,6 +47,32 @@ def test_noise(monkeypatch, kind, dtype):
             assert torch.equal(plain, graph), shape
 
 
+WRONG = {
+    "half precision": {"dtype": torch.float16},
+    "whole numbers": {"dtype": torch.int64},
+    "a word": {"dtype": "float32"},
+    "fewer than none": {"shape": (-1,)},
+    "a flag": {"shape": (True,)},
+    "a number": {"shape": 3},
+    "a stream before the first": {"stream": -1},
+}
+
+
+@pytest.mark.parametrize("kind", ["normal", "uniform", "rademacher"])
+@pytest.mark.parametrize("what", WRONG)
+def test_what_is_refused_is_refused_in_a_graph(monkeypatch, kind, what):
+    """In the same words."""
+
+    def ask():
+        given = {"step": torch.tensor(3), "stream": 2, "shape": (3,)} | WRONG[what]
+        with pytest.raises(stk.ScoretkError) as told:
+            getattr(Noise(7, 4), kind)(**given)
+        return str(told.value)
+
+    plain, graph = traced(monkeypatch, ask)
+    assert plain == graph
+
+
 @pytest.mark.parametrize("name", FIELDS)
 def test_a_field_in_time(monkeypatch, name):
     make, cond = FIELDS[name]
