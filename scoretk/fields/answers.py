@@ -174,8 +174,9 @@ def unwritten(
         return evaluate(x)
     if asked is None or _CLOSELY.get() is not None:  # what is asked in turn follows the outermost
         return _watched(what, evaluate, x, beside)
-    closely = _CLOSELY.set(what not in asked)
+    first = what not in asked
     asked.add(what)
+    closely = _CLOSELY.set(first)
     try:
         return _watched(what, evaluate, x, beside)
     finally:

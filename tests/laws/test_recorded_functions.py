@@ -1,6 +1,7 @@
 """Public functions, and methods of public classes, answer to odd arguments (`tests/odd.py`) as they did (`tests/recorded.py`)."""
 
 import contextlib
+import contextvars
 import copy
 import importlib
 import inspect
@@ -649,18 +650,18 @@ MODULES = sorted({name.rpartition(".")[0] for found in FUNCTIONS.values() for na
 
 @pytest.mark.parametrize("module", MODULES)
 def test_functions(module):
+    """Whatever they answer or refuse, nothing of it is left in the context."""
+    context = contextvars.copy_context()
+    before = dict(context.items())
     for name, function in FUNCTIONS[module.partition(".")[0]].items():
         if name.rpartition(".")[0] == module:
-            told = [
-                outcome(function, *of)
-                for of in asked(function, USUAL.get(name, {}), few=not name.startswith("core."))
-            ]
-            recorded(f"function {name}", told)
+            given = asked(function, USUAL.get(name, {}), few=not name.startswith("core."))
+            recorded(f"function {name}", [context.run(outcome, function, *of) for of in given])
+            left = {v.name for v, held in context.items() if before.get(v) is not held}
+            assert not left, f"{name} leaves {left}"
 
 
 LOW = torch.tensor([0.25, 0.5, 2.0]).double()
-
-
 IN_ANY_MODE = [name for room in ("core", "diagnostics", "plugins") for name in FUNCTIONS[room]]
 
 
