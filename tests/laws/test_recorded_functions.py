@@ -80,6 +80,7 @@ APART = {
 ALONE = {
     "core.anatomy.key_of",  # where an object lies
     "core.anatomy.names_in",
+    "core.arguments.device",  # the devices that there are
     "core.anatomy.parts",
     "core.anatomy.walk",
     "core.arrayfiles.read_array",
@@ -219,7 +220,6 @@ USUAL = {
     "core.anatomy.check_place": {"field": FIELDS},
     "core.arguments.conditions": {"rows": [4, None, 1, 3], "value": CONDITIONS},
     "core.arguments.count": {"value": [2, *NUMBER, 2**63], "least": [0, 2, 3]},
-    "core.arguments.device": {"value": ["cpu", torch.device("cpu"), "meta", "no such", 0, None]},
     "core.arguments.event_shape": {"value": [(2, 3), (), [4], (0,), 3, (True,), (2.0,)]},
     "core.arguments.finite": {"value": NUMBER},
     "core.arguments.flag": {"value": [True, False, 1, 0, None]},
