@@ -272,7 +272,7 @@ def tells_much():
     shape = (3, 256, 256)
     images = stk.Velocity(lambda x, t: -x * t[:, None, None, None], shape)
 
-    with stk.distributed(timeout=60.0):
+    with stk.distributed(timeout=600.0):
         run = {"chains": 4, "batch": 2, "keep": "last"}
         draws = stk.sample(images, stk.ProbabilityFlow(steps=2), **run)
         with ranks.shared_call({}, Identity()) as share:
