@@ -166,7 +166,7 @@ def exact_linear_moments(jacobian=True):
 
 @pytest.mark.thorough
 def test_linear_posterior_is_exact():
-    draws = stk.sample(linear_regression(), chains=256, steps=200, warmup=120, seed=1)
+    draws = stk.sample(linear_regression(), chains=256, steps=400, warmup=120, seed=1)
     assert draws.failures == {}
     mean, variance = exact_linear_moments()
     x = draws.x.double()

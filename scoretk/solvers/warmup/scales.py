@@ -142,6 +142,11 @@ def accumulate(window: Window, x: Tensor) -> Window:
     )
 
 
+def on_host(window: Window) -> Window:
+    """The window on the CPU."""
+    return Window(*(value.cpu() for value in window))
+
+
 def emptied(window: Window) -> Window:
     """An empty window of the same kind."""
     return Window(*(torch.zeros_like(value) for value in window))
@@ -289,13 +294,15 @@ class Scales(PartDefaults):
 
     def _found(self, memory: Halves, before: Tensor) -> tuple[Tensor, Tensor]:
         """The scales after a window, and those that it has found, which with "none" are others."""
-        window, first, second = memory
         if self.metric == "fisher":
-            return fisher_scales(window, before)
-        if self.metric == "dense" or (len(window.products) and pays(first, second, before)):
-            found = factor(window, before)
-            return found, found
-        spread = deviations(window, before)
+            return fisher_scales(memory.pooled, before)
+        if len(memory.pooled.products):
+            pooled, first, second = map(on_host, memory)  # some devices have no decompositions
+            known = before.cpu()
+            if self.metric == "dense" or pays(first, second, known):
+                found = factor(pooled, known).to(before.device)
+                return found, found
+        spread = deviations(memory.pooled, before)
         return before if self.metric == "none" else spread, spread
 
     def _seen(self, state: Any) -> Tensor:
