@@ -110,7 +110,11 @@ def test_a_factor_pays_from_how_much_shorter_trajectories_are(dim, off, right):
 def test_a_factor_pays_where_both_halves_of_the_chains_say_so():
     strong, other, none = window_of(0.99), window_of(-0.2), scales.emptied(window_of(0.99))
     assert scales.pays(strong, strong, ONES)
-    for halves in ((strong, other), (other, strong), (other, other), (strong, none)):
+    less = window_of(
+        0.9
+    )  # its factor shortens trajectories of the strong ones, and not the other way round
+    unlike = [(strong, other), (other, strong), (strong, less), (less, strong)]
+    for halves in (*unlike, (other, other), (strong, none), (none, strong)):
         assert not scales.pays(*halves, ONES)
 
 

@@ -200,7 +200,8 @@ def pays(first: Window, second: Window, before: Tensor) -> bool:
     """Whether trajectories by a factor would be much shorter than by a diagonal.
 
     Each half of the chains finds both for the other half: what they do not have in common is chance.
-    A trajectory has as many leapfrog steps as the law is longer than narrow in scaled space.
+    (A half without draws has the scales so far for both.) A trajectory has as many leapfrog steps as
+    the law is longer than narrow in scaled space.
 
     Args:
         first: A window of half of the chains.
@@ -213,8 +214,6 @@ def pays(first: Window, second: Window, before: Tensor) -> bool:
         by_factor = torch.linalg.solve_triangular(factor(found, before), law, upper=False)
         return _elongation(law / diagonal[:, None]) / _elongation(by_factor)
 
-    if not float(second.draws):
-        return False
     return min(shorter(first, second), shorter(second, first)) > SHORTER
 
 
