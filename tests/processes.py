@@ -1,6 +1,7 @@
-"""Fresh processes that import the scoretk that is tested, whatever else is installed."""
+"""Fresh processes that import the scoretk that is tested, whatever else is installed, and ports where they meet."""
 
 import os
+import socket
 from pathlib import Path
 
 import scoretk
@@ -21,3 +22,11 @@ def environment(*folders, **more):
         "PYTHONPATH": os.pathsep.join(map(str, (TESTED.parent.parent, *folders))),
         **more,
     }
+
+
+def held_port():
+    """A socket with a port on which a store of ranks can listen, and which the system gives to nobody else while it is open."""
+    held = socket.socket()
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    held.bind(("localhost", 0))
+    return held

@@ -129,6 +129,7 @@ def test_what_lives_on_a_device_stays_there(found):
     on_it = {name for name, (place, _) in alone.items() if place == accelerator.NAME}
     assert {"tuned/x", "moments/var", "a grid/final", "weights/0.weight"} <= on_it
     for ranks in found["on a device"].values():
+        assert isinstance(ranks, dict), ranks  # else the error that it ended with
         assert ranks.keys() == alone.keys()
         for name, (place, value) in ranks.items():
             assert place == alone[name][0], name

@@ -5,7 +5,6 @@ python tests/trainings.py FOLDER     # writes each one's weights to FOLDER/NAME-
 
 import multiprocessing
 import os
-import socket
 import sys
 from functools import partial
 from importlib import import_module
@@ -22,6 +21,7 @@ from scoretk import cli
 from scoretk.learn import Player, Recipe, fit, flow_matching
 from scoretk.learn.processes import joined, rank
 from scoretk.models.digits.networks import Dropout, fresh
+from tests.processes import held_port
 
 STEPS = 12
 RECIPE = Recipe(STEPS, batch=16, learning_rate=0.02, evaluations=6)
@@ -138,9 +138,8 @@ def launch(folder):
     """
     for name in ("torch._dynamo", "torch.distributed.fsdp"):
         import_module(name)
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
+    held = held_port()
+    port = held.getsockname()[1]
     fork = multiprocessing.get_context("fork")
     both = [fork.Process(target=one_of_two, args=(n, port, folder)) for n in (0, 1)]
     for process in both:
@@ -153,6 +152,7 @@ def launch(folder):
             failed |= process.exitcode != 0
         for process in running.values() if failed else ():
             process.terminate()  # it would wait for the one that failed
+    held.close()
     return int(failed)
 
 
