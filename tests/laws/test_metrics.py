@@ -145,6 +145,22 @@ def test_each_half_of_the_chains_has_a_window_and_a_single_one_has_none():
         torch.testing.assert_close(memory.pooled.mean, x[:chains].mean(0))
 
 
+@pytest.mark.parametrize("size", [1e160, 1e-170])
+@pytest.mark.parametrize("metric", scales.METRICS)
+def test_what_no_square_holds_leaves_scales_as_they_are(metric, size):
+    """Neither infinite nor zero scales, nor an error of the decomposition, come of lengths beyond the root of all numbers."""
+    field = stk.Energy(lambda x: (x / size).square().sum(1) / 2, (3,))
+    start = size * torch.randn(8, 3, generator=torch.Generator().manual_seed(0)).double()
+    for kernel in (stk.HMC, stk.ChEES):
+        draws = run_of(kernel(metric=metric), field, chains=None, init=start, warmup=40)
+        assert draws.tuned["scale"].isfinite().all()
+        diagonal = (
+            draws.tuned["scale"].flatten() if metric != "dense" else draws.tuned["scale"].diagonal()
+        )
+        assert (diagonal > 0).all()
+        assert not draws.failures
+
+
 @pytest.mark.parametrize(("dim", "looks"), [(1, False), (2, True), (256, True), (257, False)])
 def test_correlations_of_few_coordinates_are_looked_at(dim, looks):
     x = torch.zeros(3, dim)

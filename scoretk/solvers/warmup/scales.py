@@ -235,7 +235,12 @@ def fisher_scales(window: Window, before: Tensor) -> tuple[Tensor, Tensor]:
     """
     spread, steepness = deviations(window, torch.stack([before, 1 / before]))
     found = (spread / steepness).sqrt()
-    return torch.where(found.isfinite() & (found > 0), found, before), spread
+    return _where_positive(found, before), spread
+
+
+def _where_positive(found: Tensor, before: Tensor) -> Tensor:
+    """Scales that were found, and those so far where they are no positive numbers: too large for a square."""
+    return torch.where(found.isfinite() & (found > 0), found, before)
 
 
 def mean_growth(before: Tensor, after: Tensor, event_shape: torch.Size) -> float:
@@ -295,14 +300,15 @@ class Scales(PartDefaults):
         """The scales after a window, and those that it has found, which with "none" are others."""
         if self.metric == "fisher":
             return fisher_scales(memory.pooled, before)
-        if len(memory.pooled.products):
+        if len(memory.pooled.products) and bool(memory.pooled.products.isfinite().all()):
             pooled, first, second = map(on_host, memory)  # some devices have no decompositions
             known = before.cpu()
             if self.metric == "dense" or pays(first, second, known):
                 found = factor(pooled, known).to(before.device)
                 return found, found
-        spread = deviations(memory.pooled, before)
-        return before if self.metric == "none" else spread, spread
+        known = variances(before, memory.pooled.mean.shape).sqrt()
+        spread = _where_positive(deviations(memory.pooled, before), known)
+        return before if self.metric in ("none", "dense") else spread, spread
 
     def _seen(self, state: Any) -> Tensor:
         """What windows are made of: the draws, and with "fisher" the gradients beside them."""
