@@ -132,6 +132,57 @@ def test_the_matrix_is_of_a_width_and_says_in_words_what_one_model_has(capsys):
         assert "did you mean" in run(capsys, "list", "--matrix", option, word)[2]
 
 
+@pytest.fixture
+def third(tmp_path, monkeypatch):
+    """A package of a model and a solver, as an installation leaves it on the path."""
+    info = tmp_path / "third_party-2.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: Third.Party\nVersion: 2.0\n")
+    points = "[scoretk.models]\nhump = third_party_code:spec\n\n[scoretk.solvers]\nhop = third_party_code:Hop\n"
+    (info / "entry_points.txt").write_text(points)
+    (tmp_path / "third_party_code.py").write_text(
+        "import scoretk as stk\n"
+        "spec = stk.ModelSpec(name='hump', family='analytic', factory='third_party_code:build', provides={'energy'},\n"
+        "                     event_shape=(3,), summary='a hump')\n"
+        "def build():\n"
+        "    return stk.Energy(lambda x: (x**4).sum(1), (3,))\n"
+        "class Hop(stk.ULA):\n"
+        "    'Langevin steps.'\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    yield tmp_path
+    sys.modules.pop("third_party_code", None)
+
+
+NAMED = (("funnel", "scoretk/funnel"), ("hump", "third-party/hump", "Third.Party/hump"))
+
+
+@pytest.mark.parametrize("names", NAMED, ids=str)
+def test_a_short_name_and_the_full_id_are_one_name_to_every_command(third, capsys, names):
+    for words in (
+        ("describe", "NAME"),
+        ("list", "--matrix", "--model", "NAME"),
+        ("list", "--matrix", "--model", "NAME", "--family", "analytic", "--json"),
+        ("sample", "NAME", "--solver", "scoretk/mala", "--set", "step_size=0.1", "--chains", 2)
+        + ("--steps", 2, "--json"),
+    ):
+        told = [run(capsys, *(name if w == "NAME" else w for w in words)) for name in names]
+        assert [code for code, *_ in told] == [0] * len(names), told
+        assert len({out for _, out, _ in told}) == 1, told
+
+
+def test_the_matrix_knows_solvers_by_both_names_and_says_which_it_has_not(third, capsys):
+    told = [
+        run(capsys, "list", "--matrix", "--solver", name)[:2] for name in ("mala", "scoretk/mala")
+    ]
+    assert told[0] == told[1]
+    for name in ("hop", "third-party/hop"):
+        code, _, err = run(capsys, "list", "--matrix", "--solver", name)
+        assert code == 2
+        assert "third-party/hop" in err
+        assert "scoretk describe third-party/hop" in err
+
+
 def test_what_people_type_first(capsys):
     code, out, _ = run(capsys)
     assert code == 0

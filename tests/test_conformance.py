@@ -412,6 +412,14 @@ class ScoreTogether:
         return quadratic(x), -x
 
 
+@static("together", "its gradient gives")
+class ScoreTogetherAndNoOther:
+    score = None
+
+    def energy_and_grad(self, x):
+        return quadratic(x), -x
+
+
 @static("density", "log_prob + energy")
 class DensityOfAnotherWidth:
     def log_prob(self, x):

@@ -169,17 +169,20 @@ def _matrix(options: argparse.Namespace) -> bool:
 
 
 def _chosen(kind: str, known: Mapping[str, Any], names: str | None) -> dict[str, Any]:
-    """Those of the names in a list with commas, all where there is none.
+    """Those of the names in a list with commas, full ids or short names; all where there is no list.
 
     Raises:
         UnknownName: One is not known.
+        AmbiguousName: Plugins of several packages have this short name.
     """
     if names is None:
         return dict(known)
-    for name in names.split(","):
+    chosen = [name if name in known else _shown(_FINDERS[kind](name)) for name in names.split(",")]
+    for name in chosen:
         if name not in known:
-            raise UnknownName(kind, name, known)
-    return {name: known[name] for name in names.split(",")}
+            hint = f"scoretk describe {name} says what it is"
+            raise UnknownName(f"{kind} of the matrix", name, known, hint)
+    return {name: known[name] for name in chosen}
 
 
 def describe_one(options: argparse.Namespace) -> None:

@@ -9,6 +9,7 @@ import pickle
 import random
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -228,28 +229,11 @@ def gradient(s: Subject, case: Case) -> None:
     """Score = -grad energy, by finite differences in float64"""
     _only("energy" in offers(s.field))
     with in_float64(s, case) as (at, tolerance):
-        x, t, v = at.points(case), at.times(case), at.directions(case)
-        energy, score = at("energy", x, t), _score(at, x, t)
-        slope, size = -row_dot(score, v), row_dot(score, score).sqrt()
-        bound = tolerance * size + 1e-3 * tolerance * (1 + energy.abs())
-        steps = [10.0**-k * float(x.abs().mean().clamp(min=1)) for k in range(1, 7)]
-        differences = [
-            (at("energy", x + h * v, t) - at("energy", x - h * v, t)) / (2 * h) for h in steps
-        ]
-    error, best = (torch.stack(differences) - slope).abs().nan_to_num(torch.inf).min(0)
-    for i in (
-        (finite_rows(energy) & finite_rows(score) & ~(error <= bound)).nonzero().flatten().tolist()
-    ):
-        difference = float(differences[int(best[i])][i])
-        demand(
-            False,
-            f"row {i}: along a unit vector -score gives {float(slope[i]):.6g}, the energy "
-            f"{difference:.6g}",
-        )
+        _descends(at, case, partial(_score, at), tolerance, "-score")
 
 
 def together(s: Subject, case: Case) -> None:
-    """energy_and_grad equals energy and -score"""
+    """energy_and_grad equals energy and -score, or the slope of the energy"""
     own = getattr(s.field, "energy_and_grad", None)
     _only(callable(own) and "energy" in offers(s.field))
     x, t = s.points(case), s.times(case)
@@ -257,6 +241,10 @@ def together(s: Subject, case: Case) -> None:
     close("energy_and_grad", value, s("energy", x, t), "its energy and energy")
     if "score" in offers(s.field):
         close("energy_and_grad", gradient, -s("score", x, t), "its gradient and -score")
+        return
+    with in_float64(s, case) as (at, tolerance):
+        own = partial(at, "energy_and_grad")
+        _descends(at, case, lambda x, t: -own(x, t)[1], tolerance, "its gradient")
 
 
 def density(s: Subject, case: Case) -> None:
@@ -337,6 +325,27 @@ LAWS: tuple[Law, ...] = (
 def _only(applies: bool) -> None:
     if not applies:
         raise NotApplicable("says nothing about this model")
+
+
+def _descends(
+    s: Subject, case: Case, scored: Callable[..., Tensor], tolerance: float, named: str
+) -> None:
+    """A score is that of the energy: its slope along unit vectors, by finite differences."""
+    x, t, v = s.points(case), s.times(case), s.directions(case)
+    energy, score = s("energy", x, t), scored(x, t)
+    slope, size = -row_dot(score, v), row_dot(score, score).sqrt()
+    bound = tolerance * size + 1e-3 * tolerance * (1 + energy.abs())
+    steps = [10.0**-k * float(x.abs().mean().clamp(min=1)) for k in range(1, 7)]
+    differences = [(s("energy", x + h * v, t) - s("energy", x - h * v, t)) / (2 * h) for h in steps]
+    error, best = (torch.stack(differences) - slope).abs().nan_to_num(torch.inf).min(0)
+    wrong = finite_rows(energy) & finite_rows(score) & ~(error <= bound)
+    for i in wrong.nonzero().flatten().tolist():
+        difference = float(differences[int(best[i])][i])
+        demand(
+            False,
+            f"row {i}: along a unit vector {named} gives {float(slope[i]):.6g}, the energy "
+            f"{difference:.6g}",
+        )
 
 
 def _score(s: Subject, x: Tensor, t: Tensor) -> Tensor:
