@@ -143,9 +143,9 @@ def third(tmp_path, monkeypatch):
     (tmp_path / "third_party_code.py").write_text(
         "import scoretk as stk\n"
         "spec = stk.ModelSpec(name='hump', family='analytic', factory='third_party_code:build', provides={'energy'},\n"
-        "                     event_shape=(3,), summary='a hump')\n"
-        "def build():\n"
-        "    return stk.Energy(lambda x: (x**4).sum(1), (3,))\n"
+        "                     event_shape=(3,), summary='a hump', parameters={'width': 1.0})\n"
+        "def build(width):\n"
+        "    return stk.Energy(lambda x: ((x / width) ** 4).sum(1), (3,))\n"
         "class Hop(stk.ULA):\n"
         "    'Langevin steps.'\n"
     )
@@ -163,12 +163,28 @@ def test_a_short_name_and_the_full_id_are_one_name_to_every_command(third, capsy
         ("describe", "NAME"),
         ("list", "--matrix", "--model", "NAME"),
         ("list", "--matrix", "--model", "NAME", "--family", "analytic", "--json"),
-        ("sample", "NAME", "--solver", "scoretk/mala", "--set", "step_size=0.1", "--chains", 2)
-        + ("--steps", 2, "--json"),
+        ("sample", "NAME", "--solver", "ula", "--set", "step_size=0.1", "--steps", 2, "--json"),
     ):
         told = [run(capsys, *(name if w == "NAME" else w for w in words)) for name in names]
         assert [code for code, *_ in told] == [0] * len(names), told
         assert len({out for _, out, _ in told}) == 1, told
+
+
+def test_draws_say_the_versions_of_the_packages_whose_plugins_made_them(third, tmp_path):
+    fewest = {"chains": 2, "steps": 1}
+    hop = stk.load_solver("hop", step_size=0.1)
+    for field, solver in (("hump", "mala"), ("funnel", hop), ("hump", hop)):
+        draws = stk.sample(field, solver, warmup=1 if solver == "mala" else 0, **fewest)
+        draws.save(tmp_path / "draws.safetensors", force=True)
+        for told in (draws, stk.Draws.load(tmp_path / "draws.safetensors")):
+            named = {"third-party": "2.0"} if field == "hump" else None
+            assert told.provenance.get("packages") == named
+    for options in ((), ("--param", "width=2.0")):
+        words = ["sample", "hump", "--solver", "hop", "--set", "step_size=0.1", *options]
+        output = ("-o", str(tmp_path / "told.safetensors"), "--force")
+        assert main([*words, "--chains", "2", "--steps", "1", *output]) == 0
+        told = stk.Draws.load(tmp_path / "told.safetensors").provenance
+        assert told["packages"] == {"third-party": "2.0"}
 
 
 def test_the_matrix_knows_solvers_by_both_names_and_says_which_it_has_not(third, capsys):

@@ -96,6 +96,7 @@ def sample(options: argparse.Namespace) -> bool:
 
     from scoretk.core.modules import to_device
     from scoretk.core.ranks import Ranks
+    from scoretk.inference.asked import packages_of
     from scoretk.inference.sampling import sample as draw
     from scoretk.run.ranks import distributed
     from scoretk.run.store import Zarr
@@ -130,6 +131,8 @@ def sample(options: argparse.Namespace) -> bool:
     if parameters:  # the field was made here: what it is of is known all the same
         given = ", ".join(f"{name}={value!r}" for name, value in parameters.items())
         draws.provenance["model"] = f"{find_model(options.name).id}({given})"
+    if packages := packages_of(options.name, options.solver):
+        draws.provenance["packages"] = packages
     written = str(draws.save(options.output, options.force)) if options.output else None
     _report(options, draws, written)
     if not bool(draws.ok.any()):

@@ -30,7 +30,8 @@ from scoretk.fields.protocols import field_name, is_field, is_timed, offers, opt
 from scoretk.fields.resolve import resolve
 from scoretk.fields.variables import named
 from scoretk.ode.registry import has_method
-from scoretk.plugins import as_solver, find_model, load
+from scoretk.plugins import as_solver, find_model, find_solver, load
+from scoretk.plugins.catalog import BUILT_IN
 from scoretk.plugins.solvers import check_attributes
 from scoretk.run.checkpoint import Checkpoint
 from scoretk.run.draws import Draws
@@ -59,6 +60,7 @@ __all__ = [
     "keep_asked",
     "loaded_model",
     "named_solver",
+    "packages_of",
     "place_of",
     "start_by_name",
     "warmup_plan",
@@ -101,6 +103,13 @@ def loaded_model(field: Any) -> tuple[Any, str]:
     if not is_field(field):
         resolve(field, ())  # raises, with the way to wrap it
     return in_free_space(field), field_name(field)
+
+
+def packages_of(field: Any, solver: Any) -> dict[str, str]:
+    """The versions of the other packages whose plugins are asked for by name."""
+    asked = ((find_model, field), (find_solver, solver))
+    entries = [find(name) for find, name in asked if isinstance(name, str)]
+    return {e.distribution: e.version for e in entries if e.distribution != BUILT_IN}
 
 
 def event_shape_of(model: Any) -> tuple[int, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import platform
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +41,7 @@ class PlannedRun:
 
     Args:
         origin: Where the field came from.
+        packages: The versions of the other packages whose plugins were asked for by name.
         model: The field, in free space.
         solver: The solver.
         ids: The ids of the chains that are asked for.
@@ -60,6 +62,7 @@ class PlannedRun:
     """
 
     origin: str
+    packages: Mapping[str, str]
     model: Any
     solver: Any
     ids: range
@@ -134,7 +137,11 @@ class PlannedRun:
         A checkpoint is resumed only by a run with equal settings.
         """
         ids, place = self.ids, self.place
-        told = {"pilot": self.pilot, "continues": self.continues or None}
+        told = {
+            "pilot": self.pilot,
+            "continues": self.continues or None,
+            "packages": dict(self.packages) or None,
+        }
         return {
             "model": self.origin,
             "exact_ends": (

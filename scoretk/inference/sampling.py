@@ -31,6 +31,7 @@ from scoretk.inference.asked import (
     keep_asked,
     loaded_model,
     named_solver,
+    packages_of,
     place_of,
     start_by_name,
     warmup_plan,
@@ -140,7 +141,7 @@ def sample(
         ChainFailure: Where a chain fails, with on_failure="raise".
     """
     model, origin = loaded_model(field)
-    solver = default_solver(model) if solver is None else named_solver(solver)
+    asked, solver = solver, default_solver(model) if solver is None else named_solver(solver)
     check_temperature(model, solver)
     streamed, keep = keep_asked(keep, solver)
     option("on_failure", on_failure, ("flag", "raise"))
@@ -164,6 +165,7 @@ def sample(
 
     run = PlannedRun(
         origin=stable_text(origin),
+        packages=packages_of(field, asked),
         model=model,
         solver=solver,
         ids=ids,

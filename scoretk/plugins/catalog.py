@@ -21,7 +21,7 @@ from scoretk.errors import (
 from scoretk.plugins.containment import contained
 from scoretk.plugins.discovery import Broken, Entry, discover, normalised, read_entries
 
-__all__ = ["Catalog", "pointed_at"]
+__all__ = ["BUILT_IN", "Catalog", "pointed_at"]
 
 BUILT_IN = "scoretk"
 
