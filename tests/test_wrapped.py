@@ -762,3 +762,44 @@ def test_conditions_that_no_field_takes_are_refused(make):
     assert resolve(stk.Energy(lambda x, **cond: free(x), (2,)), {"energy"}, COND).energy(
         torch.zeros(3, 2)
     ).shape == (3,)
+
+
+class OfLogProb:
+    """A law of which the log density alone is known."""
+
+    event_shape = (2,)
+
+    def log_prob(self, x):
+        return -x.abs().sum(1) - 2 * math.log(2.0)
+
+
+class OfNothing:
+    """A shape, of which nothing is known."""
+
+    event_shape = (2,)
+
+
+_FLAT = stk.Energy(lambda x: 0 * x.sum(1), (2,))
+OF_AN_ENERGY = {
+    "tempered": lambda f: stk.tempered(f, 2.0),
+    "product": lambda f: stk.product(_FLAT, f),
+    "the first of a product": lambda f: stk.product(f, _FLAT),
+    "a bridge's start": lambda f: stk.bridge(f, _FLAT, 0.5),
+    "a bridge's end": lambda f: stk.bridge(_FLAT, f, 0.5),
+    "a prior": lambda f: stk.posterior(f, lambda x: -(x**2).sum(1)),
+    "a likelihood": lambda f: stk.posterior(_FLAT, f),
+    "constrained": lambda f: stk.constrained(f, td.constraints.positive),
+    "smoothed": stk.smoothed,
+    "discrete": lambda f: stk.Discrete(f, (0.0, 1.0)),
+}
+
+
+@pytest.mark.parametrize("name", OF_AN_ENERGY)
+def test_what_has_no_energy_is_refused_where_it_is_combined_with_what_makes_one(name):
+    with pytest.raises((MissingCapability, InvalidArgument)) as told:
+        OF_AN_ENERGY[name](OfLogProb())
+    assert "Minus its log density is an energy" in str(told.value)
+    with pytest.raises((MissingCapability, InvalidArgument)):
+        OF_AN_ENERGY[name](OfNothing())
+    made = OF_AN_ENERGY[name](stk.Energy(lambda x: -OfLogProb().log_prob(x), (2,)))  # as it says
+    assert offers(made) & {"energy", "velocity"}

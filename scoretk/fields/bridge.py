@@ -18,7 +18,7 @@ from scoretk.errors import InvalidArgument
 from scoretk.fields.conditions import Names, own, taken
 from scoretk.fields.couplings import Couplings
 from scoretk.fields.distribution import in_one_space
-from scoretk.fields.protocols import field_name, is_field, is_timed, offers, optional
+from scoretk.fields.protocols import field_name, is_field, is_timed, offers, optional, way_to_energy
 from scoretk.fields.resolve import static
 from scoretk.fields.wrapped import Kind, Wrapped, check_within, not_kept, shared_map
 
@@ -179,7 +179,8 @@ def bridge(start: Any, end: Any, weight: float) -> Any:
     start, end = in_one_space((start, end))
     for name, field in (("start", start), ("end", end)):
         if not is_field(field) or is_timed(field) or "energy" not in offers(field):
-            raise InvalidArgument(name, field_name(field), "a static field with an energy")
+            way, expected = way_to_energy(field), "a static field with an energy"
+            raise InvalidArgument(name, field_name(field), expected, way)
     if tuple(start.event_shape) != tuple(end.event_shape):
         raise InvalidArgument(
             "end", tuple(end.event_shape), f"the event shape of start, {tuple(start.event_shape)}"

@@ -37,6 +37,7 @@ from scoretk.fields.protocols import (
     is_timed,
     offers,
     optional,
+    way_to_energy,
 )
 from scoretk.fields.supports import Bijection, bijection, ordered, trailing_sum
 from scoretk.fields.variables import Named, Variables, named, variables_of
@@ -201,7 +202,7 @@ def constrained(
             "field",
             field,
             "a static field with an energy",
-            "Such as scoretk.Energy(fn, event_shape)",
+            way_to_energy(field, "Such as scoretk.Energy(fn, event_shape)"),
         )
     kinds = _kinds(constraint)
     shape = tuple(field.event_shape)

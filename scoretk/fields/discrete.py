@@ -16,7 +16,15 @@ from scoretk.core.modules import network_dtype
 from scoretk.core.streams import Stream
 from scoretk.errors import MissingCapability
 from scoretk.fields.foreign import no_field
-from scoretk.fields.protocols import NoiseSource, drawn, field_name, is_field, is_timed, offers
+from scoretk.fields.protocols import (
+    NoiseSource,
+    drawn,
+    field_name,
+    is_field,
+    is_timed,
+    offers,
+    way_to_energy,
+)
 from scoretk.fields.resolve import StaticField
 from scoretk.fields.states import States, check_states, layout, place, uniform_states
 from scoretk.fields.wrapped import Kind, Wrapped, check_within
@@ -160,9 +168,8 @@ class Discrete(DiscreteField, Wrapped):
 
     def __post_init__(self) -> None:
         if not is_field(self.field) or is_timed(self.field) or "energy" not in offers(self.field):
-            raise no_field(
-                "field", self.field, "a static field with an energy", "Such as scoretk.Energy"
-            )
+            way = way_to_energy(self.field, "Such as scoretk.Energy")
+            raise no_field("field", self.field, "a static field with an energy", way)
         super().__post_init__()
         states = check_states(self.states, tuple(self.field.event_shape))
         object.__setattr__(self, "states", states)

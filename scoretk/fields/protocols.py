@@ -36,6 +36,8 @@ __all__ = [
     "is_timed",
     "offers",
     "optional",
+    "way_to_energy",
+    "without_law",
 ]
 
 
@@ -213,6 +215,30 @@ def drawn(draw: _Draw) -> _Draw:
 def is_timed(field: object) -> bool:
     """Whether the field's methods take a time."""
     return callable(getattr(field, "at", None))
+
+
+def without_law(has: frozenset[str]) -> str:
+    """What to do with a static field that offers these, and neither an energy nor a score."""
+    if "log_prob" in has:
+        return (
+            "Minus its log density is an energy: scoretk.Energy(lambda x: -model.log_prob(x), "
+            "event_shape)"
+        )
+    if has & {"velocity", "denoise"}:
+        return (
+            "A field in time is made of such a method: scoretk.Velocity(model.velocity, "
+            "event_shape), scoretk.Diffusion(model.denoise, event_shape, path, 'data')"
+        )
+    return (
+        "Give it energy(x), minus a log density, or score(x); of a function "
+        "scoretk.Energy(fn, event_shape) makes a field"
+    )
+
+
+def way_to_energy(field: Any, otherwise: str = "") -> str:
+    """What to do with what is no static field with an energy: of one with a log density the way."""
+    law = is_field(field) and not is_timed(field) and "log_prob" in offers(field)
+    return without_law(frozenset({"log_prob"})) if law else otherwise
 
 
 _MADE_BY = {

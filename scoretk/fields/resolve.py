@@ -30,7 +30,7 @@ from scoretk.fields.distribution import in_free_space
 from scoretk.fields.foreign import no_field
 from scoretk.fields.gradient import ByAutograd, grad_energy, score_of_energy, slope_of_energy
 from scoretk.fields.paths import GaussianPath
-from scoretk.fields.protocols import field_name, is_field, is_timed, offers, optional
+from scoretk.fields.protocols import field_name, is_field, is_timed, offers, optional, without_law
 from scoretk.fields.validation import rejecting, told
 from scoretk.fields.wrapped import Wrapped
 
@@ -43,7 +43,6 @@ __all__ = [
     "prediction",
     "resolve",
     "static",
-    "without_law",
 ]
 
 _LIKE = "It is shaped like x"
@@ -368,24 +367,6 @@ def resolve(
     if timed:
         return _resolve_timed(field, wanted, rows)
     return _resolve_static(field, wanted, rows)
-
-
-def without_law(has: frozenset[str]) -> str:
-    """What to do with a static field that offers these, and neither an energy nor a score."""
-    if "log_prob" in has:
-        return (
-            "Minus its log density is an energy: scoretk.Energy(lambda x: -model.log_prob(x), "
-            "event_shape)"
-        )
-    if has & {"velocity", "denoise"}:
-        return (
-            "A field in time is made of such a method: scoretk.Velocity(model.velocity, "
-            "event_shape), scoretk.Diffusion(model.denoise, event_shape, path, 'data')"
-        )
-    return (
-        "Give it energy(x), minus a log density, or score(x); of a function "
-        "scoretk.Energy(fn, event_shape) makes a field"
-    )
 
 
 def _resolve_static(field: Any, needs: frozenset[str], cond: dict[str, Tensor]) -> StaticField:

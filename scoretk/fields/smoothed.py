@@ -65,7 +65,7 @@ from scoretk.fields.base import NormalBase, standard_normal
 from scoretk.fields.convert import check_time
 from scoretk.fields.foreign import no_field
 from scoretk.fields.paths import VP, GaussianPath
-from scoretk.fields.protocols import field_name, is_field, is_timed, offers
+from scoretk.fields.protocols import field_name, is_field, is_timed, offers, way_to_energy
 from scoretk.fields.resolve import static
 from scoretk.fields.wrapped import Kind, Wrapped
 from scoretk.fields.wrappers import GaussianPathField
@@ -153,7 +153,7 @@ def smoothed(
         if "score" in has:
             bridge = "estimator='langevin' needs the score only"
         else:
-            bridge = "Give it energy(x) or score(x)"
+            bridge = way_to_energy(field, "Give it energy(x) or score(x)")
         raise MissingCapability(field_name(field), has, {"energy"}, bridge)
     if count("samples", samples, least=4) % 2:
         raise InvalidArgument(

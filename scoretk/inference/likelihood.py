@@ -55,8 +55,8 @@ from scoretk.core.streams import Stream
 from scoretk.errors import InvalidArgument, MissingCapability, Status
 from scoretk.fields.constrained import users_shape
 from scoretk.fields.distribution import as_field
-from scoretk.fields.protocols import field_name, is_field, is_timed, offers, optional
-from scoretk.fields.resolve import TimedField, resolve, without_law
+from scoretk.fields.protocols import field_name, is_field, is_timed, offers, optional, without_law
+from scoretk.fields.resolve import TimedField, resolve
 from scoretk.fields.validation import rejecting
 from scoretk.fields.wrapped import check_flow
 from scoretk.inference.encoding import (

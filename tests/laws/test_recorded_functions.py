@@ -595,7 +595,7 @@ USUAL = {
         "cond": [{}],
         "timed": [None, True, False],
     },
-    "fields.resolve.without_law": {"has": [frozenset({"energy"}), frozenset({"score"})]},
+    "fields.protocols.without_law": {"has": [frozenset({"energy"}), frozenset({"score"})]},
     "fields.smoothed.smoothed": {
         "field": [WELL, *FIELDS],
         "estimator": ["monte-carlo", "langevin", "no such"],

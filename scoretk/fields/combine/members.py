@@ -7,17 +7,17 @@ from typing import Any
 
 from torch import Tensor
 
-from scoretk.errors import InvalidArgument
+from scoretk.errors import InvalidArgument, MissingCapability
 from scoretk.fields.alike import alike
 from scoretk.fields.conditions import Names, own, taken
 from scoretk.fields.foreign import no_field
 from scoretk.fields.paths import GaussianPath
-from scoretk.fields.protocols import is_field, is_timed
+from scoretk.fields.protocols import field_name, is_field, is_timed, offers, without_law
 from scoretk.fields.resolve import TimedField, gaussian_path
 from scoretk.fields.wrapped import Wrapped
 from scoretk.fields.wrappers import GaussianPathField
 
-__all__ = ["Members", "OfMany", "SamePath", "fitting"]
+__all__ = ["Members", "OfMany", "SamePath", "check_laws", "fitting"]
 
 
 SUCH_AS = "Such as scoretk.Energy(fn, event_shape)"
@@ -59,6 +59,20 @@ def fitting(argument: str, fields: Sequence[Any], purpose: str) -> bool:
     if not all(alike(paths[0], path) for path in paths[1:]):
         raise InvalidArgument(argument, paths, "timed fields on one Gaussian path")
     return True
+
+
+def check_laws(fields: Sequence[Any]) -> None:
+    """Refuse static fields without a law that can be combined.
+
+    Raises:
+        MissingCapability: One has neither an energy nor a score; the message says what makes one of
+            what it has.
+    """
+    for f in fields:
+        if not offers(f) & {"energy", "score"}:
+            raise MissingCapability(
+                field_name(f), offers(f), {"energy", "score"}, without_law(offers(f))
+            )
 
 
 class Members(Wrapped):

@@ -14,7 +14,7 @@ from scoretk.core.arguments import positive
 from scoretk.core.keywords import explained
 from scoretk.errors import MissingCapability
 from scoretk.fields.base import Base, NormalBase, standard_normal
-from scoretk.fields.combine.members import Members, OfMany, fitting
+from scoretk.fields.combine.members import Members, OfMany, check_laws, fitting
 from scoretk.fields.distribution import in_one_space
 from scoretk.fields.gradient import grad_energy
 from scoretk.fields.protocols import field_name, is_timed, offers, optional
@@ -42,7 +42,8 @@ def tempered(field: object, temperature: float) -> object:
     """
     temperature = positive("temperature", temperature)
     (field,) = in_one_space((field,))
-    fitting("field", (field,), "tempered")
+    if not fitting("field", (field,), "tempered"):
+        check_laws((field,))
     space = shared_map("field", (field,))
     if space is not None:
         return space.around(tempered(space.field, temperature))
@@ -72,6 +73,7 @@ def product(*fields: object) -> object:
     fields = in_one_space(fields)
     if fitting("fields", fields, "product"):
         return PoweredTimed(fields, 1.0)
+    check_laws(fields)
     space = shared_map("fields", fields)
     if space is not None:
         return space.around(product(*(f.field for f in fields)))  # type: ignore[attr-defined]

@@ -21,8 +21,8 @@ from scoretk.fields.posterior.replacement import Replacement
 from scoretk.fields.posterior.static import StaticPosterior
 from scoretk.fields.posterior.timed import TimedPosterior
 from scoretk.fields.posterior.tmpd import TMPD
-from scoretk.fields.protocols import field_name, is_field, is_timed, offers
-from scoretk.fields.resolve import gaussian_path, without_law
+from scoretk.fields.protocols import field_name, is_field, is_timed, offers, without_law
+from scoretk.fields.resolve import gaussian_path
 from scoretk.fields.variables import of_some
 from scoretk.fields.wrapped import check_within, shared_map
 

@@ -16,7 +16,7 @@ from scoretk.fields.derivatives import check_derivative, check_no_steps
 from scoretk.fields.gradient import grad_energy
 from scoretk.fields.operators import LinearGaussian
 from scoretk.fields.posterior.examined import DERIVATIVE_ROWS, EXAMINED, is_new
-from scoretk.fields.protocols import field_name, is_field, is_timed, offers
+from scoretk.fields.protocols import field_name, is_field, is_timed, offers, way_to_energy
 from scoretk.fields.resolve import static
 from scoretk.fields.validation import rejecting
 
@@ -131,6 +131,7 @@ def as_likelihood(value: Any, measured: frozenset[str], event_shape: tuple[int, 
                 "likelihood",
                 field_name(value),
                 f"a static field with an energy and event shape {event_shape}",
+                "" if "energy" in offers(value) else way_to_energy(value),
             )
         return FieldLikelihood(value, measured)
     form = "log_likelihood(x), a LinearGaussian, or a static field"
