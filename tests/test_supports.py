@@ -943,3 +943,29 @@ def test_an_error_of_the_users_own_is_theirs_however_late_it_comes(check, turn):
         found = None
     assert len(asked) == turn + 1 if found else len(asked) <= turn
     assert "theirs" in str(found or "theirs")
+
+
+BACK = {
+    "positive": (constraints.positive, ()),
+    "above": (constraints.greater_than(-2.0), (2,)),
+    "below": (constraints.less_than(3.0), ()),
+    "interval": (constraints.interval(-1.0, 4.0), (2,)),
+    "simplex": (constraints.simplex, (4,)),
+    "ordered": (stk.ordered, (3,)),
+    "correlation": (constraints.corr_cholesky, (4, 4)),
+    "lower": (constraints.lower_cholesky, (3, 3)),
+    "positive definite": (constraints.positive_definite, (3, 3)),
+}
+
+
+@pytest.mark.parametrize("name", BACK)
+def test_the_slope_of_the_way_back_undoes_that_of_the_way_there(name):
+    constraint, shape = BACK[name]
+    variables = {"a": stk.Variable(shape, constraint)}
+    field = stk.Energy(lambda a: a.reshape(len(a), -1).square().sum(1), variables=variables)
+    z = torch.linspace(-1.4, 1.2, 3 * field.event_shape[0], dtype=torch.float64).reshape(3, -1)
+    there = torch.autograd.functional.jacobian(lambda y: field.constrain(y).sum(0), z)
+    x = field.constrain(z).requires_grad_()
+    (slope,) = torch.autograd.grad(field.unconstrain(x).square().sum() / 2, x)
+    back = torch.einsum("xiz,ix->iz", there, slope)  # of |z|^2 / 2, by way of x
+    torch.testing.assert_close(back, z)

@@ -419,9 +419,10 @@ class CorrelationCholesky:
         return torch.tanh(partial) * rest + torch.diag_embed(rest.diagonal(dim1=-2, dim2=-1))
 
     def unconstrain(self, x: Tensor) -> Tensor:
-        # The length of the entries from j on, added up from the diagonal, the small end.
-        rest = x.square().flip(-1).cumsum(-1).flip(-1).sqrt()
-        return _taken(torch.asinh(x[..., :-1] / rest[..., 1:]), diagonal=False)
+        # The squared length of the entries from j on, added up from the diagonal, the small end. Above
+        # the diagonal it is 0, where a root has no slope.
+        rest = _taken(x.square().flip(-1).cumsum(-1).flip(-1)[..., 1:], diagonal=False)
+        return torch.asinh(_taken(x[..., :-1], diagonal=False) / rest.sqrt())
 
     def log_jacobian(self, z: Tensor, x: Tensor) -> Tensor:
         partial = _filled(z, diagonal=False)
