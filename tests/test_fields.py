@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import scoretk as stk
-from scoretk.fields import PREDICTIONS, coefficients, convert, resolve
+from scoretk.errors import InvalidArgument
+from scoretk.fields import PREDICTIONS, GaussianPath, coefficients, convert, resolve
 from scoretk.models.targets.mixture import GaussianMixture, ring_mixture
 from tests.marks import in_turn, named
 
@@ -405,3 +406,62 @@ def test_an_object_without_energy_and_score_is_told_how_it_gets_one(names, ask):
         ASKED_FOR_A_LAW[ask](offering(*names))
     assert "score alone" not in str(raised.value)
     assert "score without" not in str(raised.value)
+
+
+class Root(GaussianPath):
+    """A path of somebody's own: alpha = t, sigma^2 = 1 - t."""
+
+    dtype = torch.float64
+
+    def _time(self, t):
+        return t if isinstance(t, torch.Tensor) else torch.tensor(t, dtype=self.dtype)
+
+    def alpha(self, t):
+        return self._time(t)
+
+    def sigma(self, t):
+        return (1 - self._time(t)).sqrt()
+
+    def dalpha(self, t):
+        return torch.ones_like(self._time(t))
+
+    def dsigma(self, t):
+        return -0.5 / self.sigma(t)
+
+    def t(self, log_snr):
+        snr = self._time(log_snr).exp()
+        return (torch.sqrt(snr**2 + 4 * snr) - snr) / 2
+
+
+def test_a_path_of_ones_own_leads_to_the_data():
+    path, deviation = Root(), 0.4
+
+    def denoiser(x, t):
+        alpha, sigma = path.alpha(t)[:, None], path.sigma(t)[:, None]
+        gain = alpha * deviation**2 / (alpha**2 * deviation**2 + sigma**2)
+        return 1.5 + gain * (x - 1.5 * alpha)
+
+    field = stk.Diffusion(denoiser, (2,), path, predicts="data")
+    x = stk.sample(field, stk.ProbabilityFlow(steps=32), chains=64, dtype=torch.float64).final
+    start = field.base.draw(64, stk.Noise(0, 64, dtype=torch.float64))
+    torch.testing.assert_close(x, 1.5 + deviation * start, rtol=0, atol=2e-3)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda path: stk.Diffusion(lambda x, t: x, (2,), path),
+        lambda path: stk.smoothed(stk.Energy(lambda x: (x**2).sum(1), (2,)), path),
+        lambda path: stk.grids.karras(path, 8),
+    ],
+    ids=["diffusion", "smoothed", "grid"],
+)
+def test_a_path_of_ones_own_that_loses_digits_is_refused_and_what_is_none_told_the_way(make):
+    class Single(Root):
+        dtype = torch.float32
+
+    make(Root())
+    with pytest.raises(InvalidArgument, match=r"path.alpha\(0.5\): expected a tensor in float64"):
+        make(Single())
+    with pytest.raises(InvalidArgument, match=r"derives from scoretk.fields.GaussianPath"):
+        make("vp")

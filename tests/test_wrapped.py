@@ -18,6 +18,7 @@ from torch.distributions import constraints
 import scoretk as stk
 from scoretk.errors import InvalidArgument, MissingCapability
 from scoretk.fields import CAPABILITIES, NormalBase, offers, resolve, standard_normal, wrapped
+from scoretk.fields.base import base_of
 from scoretk.fields.protocols import OPTIONAL, optional
 from scoretk.fields.wrapped import RULES, Kind, Rule, Wrapped
 from scoretk.inference.partition import Normalised
@@ -803,3 +804,67 @@ def test_what_has_no_energy_is_refused_where_it_is_combined_with_what_makes_one(
         OF_AN_ENERGY[name](OfNothing())
     made = OF_AN_ENERGY[name](stk.Energy(lambda x: -OfLogProb().log_prob(x), (2,)))  # as it says
     assert offers(made) & {"energy", "velocity"}
+
+
+class PlainInTime:
+    """A field in time of somebody's own, that says nothing of where chains start."""
+
+    event_shape = (2,)
+
+    def __init__(self, path):
+        self.path = path
+
+    def denoise(self, x, t):
+        alpha, sigma = (row(x.dtype) for row in (self.path.alpha(t).to, self.path.sigma(t).to))
+        alpha, sigma = (a.expand(len(x))[:, None] for a in (alpha, sigma))
+        return (alpha * x + 1.5 * sigma**2) / (alpha**2 + sigma**2)  # of data N(1.5, 1)
+
+    def at(self, t):
+        return stk.Score(lambda x: resolve(self, {"score"}).score(x, t), self.event_shape)
+
+
+SEEN = stk.LinearGaussian(torch.ones(1, 2), torch.tensor([2.0]), std=0.5)
+OF_A_BASE = {
+    "itself": lambda f: f,
+    "guided": lambda f: stk.guided(f, 2.0, f),
+    "by a classifier": lambda f: stk.classifier_guided(f, lambda x, t: -(x**2).sum(1)),
+    "posterior": lambda f: stk.posterior(f, SEEN),
+    "tempered": lambda f: stk.tempered(f, 2.0),
+    "product": lambda f: stk.product(f, f),
+    "guided twice": lambda f: stk.guided(stk.guided(f, 2.0, f), 0.5, f),
+}
+
+
+@pytest.mark.parametrize("path", [stk.Linear(), stk.EDM(0.01, 20.0), stk.VP()], ids=str)
+@pytest.mark.parametrize("name", OF_A_BASE)
+def test_a_field_in_time_starts_where_its_path_does(name, path):
+    own = PlainInTime(path)
+    known = stk.Diffusion(own.denoise, (2,), path, predicts="data")
+    kept, said = base_of(OF_A_BASE[name](own)), base_of(OF_A_BASE[name](known))
+    assert isinstance(kept, NormalBase)
+    assert (kept.event_shape, kept.std) == (said.event_shape, said.std)
+    noise = stk.Noise(0, 4)
+    x = kept.draw(4, noise)
+    assert torch.equal(x, said.draw(4, noise))
+
+
+@pytest.mark.parametrize("solver", [stk.ProbabilityFlow(steps=4), stk.ReverseSDE(steps=4)])
+def test_a_field_of_ones_own_in_time_is_sampled_as_the_same_network_is(solver):
+    own = PlainInTime(stk.Linear())
+    known = stk.Diffusion(own.denoise, (2,), own.path, predicts="data")
+    torch.testing.assert_close(*(stk.sample(f, solver, chains=3).final for f in (own, known)))
+    x = torch.tensor([[0.5, 1.0], [2.0, -1.0]], dtype=torch.float64)
+    torch.testing.assert_close(*(stk.log_prob(f, x).value for f in (own, known)))
+
+
+def test_a_base_that_is_none_of_ones_own_is_not_made_up():
+    class WithoutPath(PlainInTime):
+        def velocity(self, x, t):
+            return -x
+
+    assert base_of(WithoutPath(None)) is None
+    with pytest.raises(InvalidArgument, match=r"without a base.*Or give the field a `base`"):
+        stk.sample(WithoutPath(None), stk.ProbabilityFlow("rk4", steps=2), chains=2)
+    ends = PlainInTime(stk.EDM(0.01, 20.0)), PlainInTime(stk.EDM(0.01, 20.0))
+    ends[0].base = standard_normal((2,), 3.0)
+    assert base_of(stk.guided(ends[0], 2.0, ends[1])) is None  # two that differ

@@ -14,6 +14,7 @@ from torch import Tensor
 from scoretk.core.modules import state_like
 from scoretk.core.noise import Noise
 from scoretk.core.streams import Stream
+from scoretk.fields.base import base_of
 from scoretk.fields.protocols import is_timed, offers, optional
 
 __all__ = ["Case", "NotApplicable", "Subject", "Violation", "close", "demand"]
@@ -109,7 +110,7 @@ class Subject:
             return self._like(self._drawn[torch.arange(case.seed, case.seed + case.rows) % POOL])
         start = optional(self.field, "initial")
         if start is None and self.timed:
-            start = optional(optional(self.field, "base"), "draw")
+            start = optional(base_of(self.field), "draw")
         if callable(start):
             x = start(case.rows, noise)
         else:

@@ -15,9 +15,12 @@ from scoretk.core.devices import on
 from scoretk.core.rows import row_sum
 from scoretk.core.streams import Stream
 from scoretk.errors import InvalidArgument
+from scoretk.fields.alike import alike
 from scoretk.fields.distribution import DistributionField, from_distribution
-from scoretk.fields.protocols import Drawable, NoiseSource, drawn, optional
+from scoretk.fields.paths import GaussianPath
+from scoretk.fields.protocols import Drawable, NoiseSource, drawn, is_timed, optional
 from scoretk.fields.states import layout, uniform_states
+from scoretk.fields.wrapped import RULES, Rule, Wrapped, defines
 
 __all__ = [
     "Base",
@@ -25,6 +28,7 @@ __all__ = [
     "NormalBase",
     "UniformStates",
     "as_base",
+    "base_of",
     "plain_base",
     "standard_normal",
 ]
@@ -145,6 +149,25 @@ class UniformStates:
 def standard_normal(event_shape: tuple[int, ...], std: float = 1.0) -> NormalBase:
     """N(0, std^2 I) over `event_shape`, as a base."""
     return NormalBase(event_shape, std)
+
+
+def base_of(field: Any) -> Any:
+    """The law at t = 0 of a field in time; None where there is none.
+
+    The field's own `base`; of one that says nothing of it, and has a Gaussian path, N(0, sigma(0)^2 I); of
+    a wrapper that keeps the base of its fields theirs.
+    """
+    own = optional(field, "base")
+    if own is not None or not is_timed(field):
+        return own
+    if isinstance(field, Wrapped):
+        bases = [base_of(f) for f in field.inner]
+        keeps = RULES["base"][field.kind] is Rule.SHARE and not defines(type(field), "base")
+        return bases[0] if keeps and all(alike(bases[0], b) for b in bases) else None
+    path = optional(field, "path")
+    if not isinstance(path, GaussianPath):
+        return None
+    return standard_normal(tuple(field.event_shape), float(path.sigma(0.0)))
 
 
 def plain_base(field: Any) -> NormalBase | UniformStates:

@@ -56,6 +56,7 @@ __all__ = [
     "PathPoint",
     "SubVP",
     "Tabulated",
+    "check_path",
 ]
 
 Time = float | Tensor
@@ -94,7 +95,7 @@ class GaussianPath(ABC):
     """`x_t = alpha(t) x_1 + sigma(t) eps`.
 
     A subclass defines `alpha`, `sigma`, their derivatives `dalpha` and `dsigma`, and the inverse
-    `t`; t is a float or a tensor of times in [0, 1].
+    `t`; t is a float, of which float64 tensors are made, or a tensor of times in [0, 1].
     """
 
     steers: ClassVar[bool] = True
@@ -133,6 +134,29 @@ class GaussianPath(ABC):
     def __call__(self, t: Time) -> PathPoint:
         """`(alpha, sigma, alpha', sigma')` at t."""
         return PathPoint(self.alpha(t), self.sigma(t), self.dalpha(t), self.dsigma(t))
+
+
+def check_path(path: object) -> None:
+    """Refuse what is no path, and a path of one's own that loses digits.
+
+    Raises:
+        InvalidArgument: It is none, or not float64 at a time that is a number.
+    """
+    if not isinstance(path, GaussianPath):
+        expected = "a GaussianPath such as scoretk.VP() or scoretk.Linear()"
+        names = "alpha, sigma, dalpha, dsigma and t"
+        hint = f"One of your own derives from scoretk.fields.GaussianPath and defines {names}"
+        raise InvalidArgument("path", path, expected, hint)
+    if type(path).__module__ == __name__:
+        return
+    for name in ("alpha", "sigma", "dalpha", "dsigma"):
+        told = getattr(path, name)(0.5)
+        if not isinstance(told, Tensor) or told.dtype != torch.float64:
+            expected = "a tensor in float64 at a time that is a number"
+            hint = (
+                "Such as t if isinstance(t, torch.Tensor) else torch.tensor(t, dtype=torch.float64)"
+            )
+            raise InvalidArgument(f"path.{name}(0.5)", told, expected, hint)
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from scoretk.core.arrays import aligned, aligned_values
 from scoretk.core.compiling import part
 from scoretk.errors import InvalidArgument, MissingCapability
 from scoretk.fields.answers import ENERGY, check_rows, unwritten
+from scoretk.fields.base import base_of
 from scoretk.fields.conditions import taken
 from scoretk.fields.convert import convert, prediction_name, row_coefficients
 from scoretk.fields.distribution import in_free_space
@@ -167,8 +168,8 @@ class TimedField:
 
     @property
     def base(self) -> Any:
-        """The law at t = 0, or None where the field does not say."""
-        return optional(self.native, "base")
+        """The law at t = 0, or None where the field does not say and its path does not either."""
+        return base_of(self.native)
 
     def predict(self, x: Tensor, t: float | Tensor) -> Tensor:
         """The native prediction, which `source` names, like x."""

@@ -64,7 +64,7 @@ from scoretk.errors import InvalidArgument, MissingCapability
 from scoretk.fields.base import NormalBase, standard_normal
 from scoretk.fields.convert import check_time
 from scoretk.fields.foreign import no_field
-from scoretk.fields.paths import VP, GaussianPath
+from scoretk.fields.paths import VP, GaussianPath, check_path
 from scoretk.fields.protocols import field_name, is_field, is_timed, offers, way_to_energy
 from scoretk.fields.resolve import static
 from scoretk.fields.wrapped import Kind, Wrapped
@@ -135,10 +135,7 @@ def smoothed(
     """
     if not is_field(field):
         raise no_field("field", field, "a static field, such as scoretk.Energy(fn, event_shape)")
-    if not isinstance(path, GaussianPath):
-        raise InvalidArgument(
-            "path", path, "a GaussianPath such as scoretk.VP() or scoretk.Linear()"
-        )
+    check_path(path)
     option("estimator", estimator, ESTIMATORS)
     langevin, has, shape = estimator == "langevin", offers(field), tuple(field.event_shape)
     if is_timed(field):

@@ -46,6 +46,7 @@ __all__ = [
     "Wrapped",
     "check_flow",
     "check_within",
+    "defines",
     "not_kept",
     "shared_map",
     "without_flow",
@@ -240,7 +241,7 @@ class Wrapped:
         super().__init_subclass__(**options)
         kind = getattr(cls, "kind", None)
         for name, rules in RULES.items():
-            if kind is not None and _defines(cls, name) and rules[kind] in (Rule.REFUSE, Rule.BAR):
+            if kind is not None and defines(cls, name) and rules[kind] in (Rule.REFUSE, Rule.BAR):
                 raise TypeError(
                     f"{cls.__name__} defines {name}, which a wrapper of kind {kind.name} refuses: "
                     f"see RULES"
@@ -273,7 +274,7 @@ class Wrapped:
 
     def _provides(self) -> frozenset[str]:
         """What it computes itself, and what it keeps of its fields."""
-        own = frozenset(n for n in RULES if _defines(type(self), n) or n in vars(self))
+        own = frozenset(n for n in RULES if defines(type(self), n) or n in vars(self))
         return self.computed | {
             n for n in CAPABILITIES if n in RULES and n not in own and _kept(self, n) is not None
         }
@@ -301,7 +302,8 @@ for _name in RULES:
     setattr(Wrapped, _name, _ByRule(_name))
 
 
-def _defines(cls: type, name: str) -> bool:
+def defines(cls: type, name: str) -> bool:
+    """Whether a class of wrappers makes a capability itself, in place of what `RULES` says."""
     return not isinstance(getattr(cls, name), _ByRule)
 
 

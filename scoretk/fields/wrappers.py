@@ -24,7 +24,7 @@ from scoretk.fields.constrained import constrained
 from scoretk.fields.convert import check_time, convert, prediction_name
 from scoretk.fields.foreign import user_function
 from scoretk.fields.gradient import ByAutograd, OwnGradient
-from scoretk.fields.paths import VP, GaussianPath, Linear
+from scoretk.fields.paths import VP, GaussianPath, Linear, check_path
 from scoretk.fields.protocols import field_name, optional
 from scoretk.fields.validation import rejecting
 from scoretk.fields.variables import ByName, FreeEnergy, check_takes, variables_of
@@ -368,10 +368,7 @@ class Diffusion(GaussianPathField):
         object.__setattr__(self, "net", _autocast(self.net, autocast))
         object.__setattr__(self, "event_shape", as_event_shape(self.event_shape))
         object.__setattr__(self, "predicts", prediction_name(self.predicts))
-        if not isinstance(self.path, GaussianPath):
-            raise InvalidArgument(
-                "path", self.path, "a GaussianPath such as scoretk.VP() or scoretk.Linear()"
-            )
+        check_path(self.path)
 
     def __repr__(self) -> str:
         named = f"{_short(self.net)}, {self.event_shape}, {self.path!r}, {self.predicts!r}"

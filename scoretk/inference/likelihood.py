@@ -53,6 +53,7 @@ from scoretk.core.modules import as_networks_take, check_place, left_as_found
 from scoretk.core.noise import Noise, derive
 from scoretk.core.streams import Stream
 from scoretk.errors import InvalidArgument, MissingCapability, Status
+from scoretk.fields.base import base_of
 from scoretk.fields.constrained import users_shape
 from scoretk.fields.distribution import as_field
 from scoretk.fields.protocols import field_name, is_field, is_timed, offers, optional, without_law
@@ -262,7 +263,7 @@ def _flow_density(
             else without_law(offers(field)),
         )
     check_flow(field)
-    base = optional(field, "base")
+    base = base_of(field)
     if not callable(optional(base, "log_prob")):
         raise MissingCapability(
             field_name(field),

@@ -12,6 +12,7 @@ from torch import Tensor
 from scoretk.core.noise import DerivedNoise, Noise
 from scoretk.core.streams import Stream
 from scoretk.errors import InvalidArgument
+from scoretk.fields.base import base_of
 from scoretk.fields.protocols import field_name, is_timed, offers, optional
 from scoretk.fields.states import check_states, uniform_states
 from scoretk.inference.asked import StatePlace, event_shape_of
@@ -70,11 +71,11 @@ def initial(model: Any, noise: Noise | Later, place: StatePlace, spread: float =
     x: Tensor
     n, shape = len(noise.chains), event_shape_of(model)
     if is_timed(model):
-        base = optional(model, "base")
+        base = base_of(model)
         if base is None:
-            raise InvalidArgument(
-                "init", None, f"a start: {field_name(model)} is a timed field without a base"
-            )
+            expected = f"a start: {field_name(model)} is a timed field without a base"
+            hint = "Or give the field a `base`, such as scoretk.from_distribution(law)"
+            raise InvalidArgument("init", None, expected, hint)
         x = base.draw(n, noise)
     elif callable(optional(model, "initial")):
         x = model.initial(n, noise)

@@ -29,7 +29,7 @@ from scoretk.core.keywords import explained
 from scoretk.core.modules import left_as_found
 from scoretk.core.noise import Noise
 from scoretk.errors import InvalidArgument
-from scoretk.fields.paths import GaussianPath, Tabulated
+from scoretk.fields.paths import GaussianPath, Tabulated, check_path
 from scoretk.fields.protocols import optional
 from scoretk.fields.resolve import resolve
 from scoretk.ode.registry import find_method
@@ -71,13 +71,8 @@ def levels(path: GaussianPath, t: Tensor) -> Tensor:
     Raises:
         InvalidArgument: The path is none.
     """
-    _check_path(path)
+    check_path(path)
     return path.sigma(t) / path.alpha(t)
-
-
-def _check_path(path: Any) -> None:
-    if not isinstance(path, GaussianPath):
-        raise InvalidArgument("path", path, "a GaussianPath such as scoretk.VP()")
 
 
 @explained
@@ -258,7 +253,7 @@ def table(path: GaussianPath, given: Sequence[float], steps: int | None = None) 
         InvalidArgument: The path is none, or the levels do not decrease, are negative, or cannot be
             interpolated.
     """
-    _check_path(path)
+    check_path(path)
     decreasing = "at least two decreasing levels sigma/alpha, none negative"
     level = floats("given", given, decreasing).cpu().flatten()
     if len(level) < 2 or not bool((level.diff() < 0).all()) or float(level[-1]) < 0:
@@ -392,7 +387,7 @@ def search(
     path = optional(field, "path")
     with left_as_found(field), torch.no_grad():
         bound: Any = resolve(field, {rule.needs}, cond, timed=True)
-        x = field.base.draw(count("chains", chains, least=2), Noise(seed, torch.arange(chains)))
+        x = bound.base.draw(count("chains", chains, least=2), Noise(seed, torch.arange(chains)))
 
         def end(name: str, times: Tensor) -> Tensor:
             kind = "velocity" if bound.path is None else "data"
@@ -439,7 +434,7 @@ def _trajectories(
     """
     bound: Any = resolve(field, {"velocity"}, cond, timed=True)
     path = bound.path
-    x = field.base.draw(chains, Noise(seed, torch.arange(chains))).double()
+    x = bound.base.draw(chains, Noise(seed, torch.arange(chains))).double()
     alpha, sigma = (
         (path.alpha(times), path.sigma(times)) if path is not None else (times, 1 - times)
     )

@@ -29,6 +29,7 @@ from scoretk.core.noise import Noise
 from scoretk.core.rows import finite_rows
 from scoretk.diagnostics.plot.figures import COLORS, array, dot, the_axes
 from scoretk.errors import InvalidArgument
+from scoretk.fields.base import base_of
 from scoretk.fields.distribution import from_distribution, in_free_space
 from scoretk.fields.protocols import field_name, is_field, is_timed, offers, optional
 from scoretk.fields.resolve import StaticField, TimedField, resolve
@@ -367,7 +368,7 @@ def _massive(mesh: Mesh) -> Bounds:
 
 def _ways(model: Any, rows: dict[str, Tensor], chains: int, seed: int) -> Tensor:
     """The probability flow from the field's own base, `(chains, steps + 1, 2)`."""
-    base = optional(model, "base")
+    base = base_of(model)
     if base is None:
         hint = "Give draws=, of scoretk.sample(field, init=..., keep='all')"
         raise InvalidArgument("field", field_name(model), "one with a base to start from", hint)

@@ -13,11 +13,11 @@ from torch import Tensor
 from scoretk.core.arguments import positive
 from scoretk.core.keywords import explained
 from scoretk.errors import MissingCapability
-from scoretk.fields.base import Base, NormalBase, standard_normal
+from scoretk.fields.base import Base, NormalBase, base_of, standard_normal
 from scoretk.fields.combine.members import Members, OfMany, check_laws, fitting
 from scoretk.fields.distribution import in_one_space
 from scoretk.fields.gradient import grad_energy
-from scoretk.fields.protocols import field_name, is_timed, offers, optional
+from scoretk.fields.protocols import field_name, is_timed, offers
 from scoretk.fields.resolve import TimedField, static
 from scoretk.fields.wrapped import Kind, Wrapped, shared_map
 
@@ -160,7 +160,7 @@ class PoweredTimed(OfMany):
 
         Of bases N(0, s_i^2) it is N(0, 1 / (power sum_i 1 / s_i^2)); of others None.
         """
-        bases: list[Base | None] = [optional(f, "base") for f in self.fields]
+        bases: list[Base | None] = [base_of(f) for f in self.fields]
         if self.power == 1 and len(bases) == 1:
             return bases[0]
         normal = [b for b in bases if isinstance(b, NormalBase)]
