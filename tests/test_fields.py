@@ -465,3 +465,29 @@ def test_a_path_of_ones_own_that_loses_digits_is_refused_and_what_is_none_told_t
         make(Single())
     with pytest.raises(InvalidArgument, match=r"derives from scoretk.fields.GaussianPath"):
         make("vp")
+
+
+IN_TIME = {
+    "diffusion": stk.Diffusion(lambda x, t: x, (2,)),
+    "velocity": stk.Velocity(lambda x, t: x, (2,)),
+    "of another base": stk.Velocity(lambda x, t: x, (2,), base=torch.ones(3, 2)),
+    "tempered": stk.tempered(stk.Diffusion(lambda x, t: x, (2,)), 2.0),
+    "guided": stk.guided(
+        stk.Velocity(lambda x, t: x, (2,)), 2.0, stk.Velocity(lambda x, t: -x, (2,))
+    ),
+    "smoothed": stk.smoothed(stk.Energy(lambda x: (x**2).sum(1), (2,))),
+    "posterior": stk.posterior(
+        stk.Diffusion(lambda x, t: x, (2,)),
+        stk.LinearGaussian(torch.ones(1, 2), torch.ones(1), 0.5),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", IN_TIME)
+@pytest.mark.parametrize("t", [-0.1, 1.5, 999, math.nan])
+def test_a_number_that_is_no_time_is_refused(name, t):
+    field, x = IN_TIME[name], torch.ones(3, 2)
+    for ask in (lambda: field.velocity(x, t), lambda: field.at(t).score(x)):
+        with pytest.raises(InvalidArgument, match=r"t: expected a time in \[0, 1\]"):
+            ask()
+    field.velocity(x, 0.5)

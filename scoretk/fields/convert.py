@@ -231,11 +231,24 @@ def _refuse_singular(
         )
 
 
+def check_number(t: float) -> None:
+    """Check that a number is a time in [0, 1].
+
+    Raises:
+        InvalidArgument: It is not, such as a timestep of another package.
+    """
+    if not 0 <= t <= 1:
+        hint = "A network of timesteps or of sigma: scoretk.from_timesteps, scoretk.from_sigmas"
+        raise InvalidArgument("t", t, "a time in [0, 1], from noise to data", hint)
+
+
 def check_time(t: float | Tensor, x: Tensor) -> None:
     """Check that t is a scalar or one time a row of x.
 
     Raises:
-        InvalidArgument: It has another shape.
+        InvalidArgument: It has another shape, or is a number that is no time.
     """
-    if isinstance(t, Tensor) and t.shape not in (torch.Size([]), x.shape[:1]):
+    if not isinstance(t, Tensor):
+        check_number(t)
+    elif t.shape not in (torch.Size([]), x.shape[:1]):
         raise InvalidArgument("t", t, f"a scalar or one value a row, shape () or ({len(x)},)")

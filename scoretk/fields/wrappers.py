@@ -21,7 +21,7 @@ from scoretk.errors import InvalidArgument, MissingCapability
 from scoretk.fields.answers import check_asked, check_energy, check_rows, unwritten
 from scoretk.fields.base import Base, as_base, standard_normal
 from scoretk.fields.constrained import constrained
-from scoretk.fields.convert import check_time, convert, prediction_name
+from scoretk.fields.convert import check_number, check_time, convert, prediction_name
 from scoretk.fields.foreign import user_function
 from scoretk.fields.gradient import ByAutograd, OwnGradient
 from scoretk.fields.paths import VP, GaussianPath, Linear, check_path
@@ -283,6 +283,11 @@ class At(Wrapped):
     t: float | Tensor
 
     kind = Kind.MOMENT
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.t, Tensor):
+            check_number(self.t)
 
     @property
     def inner(self) -> tuple[Any, ...]:
