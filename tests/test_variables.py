@@ -922,3 +922,18 @@ def test_a_function_of_variables_that_fails_is_told_the_shapes_of_all_that_it_ge
 def test_what_is_no_variable_says_what_would_be(spec, way):
     with pytest.raises(stk.InvalidArgument, match=way):
         stk.Energy(lambda tau: tau, variables={"tau": spec})
+
+
+@pytest.mark.parametrize("combine", [stk.product, lambda f, g: stk.bridge(f, g, 0.5)])
+def test_the_same_variables_in_another_order_are_told_so(combine):
+    def of(**variables):
+        return stk.Energy(lambda **v: sum(x**2 for x in v.values()), variables=variables)
+
+    positive = constraints.positive
+    first, other = of(mu=(), tau=positive), of(tau=positive, mu=())
+    assert combine(first, of(mu=(), tau=positive))
+    with pytest.raises(stk.InvalidArgument, match=r"in another order.* such as mu, tau"):
+        combine(first, other)
+    with pytest.raises(stk.InvalidArgument, match="one and the same") as told:
+        combine(first, of(mu=(), sigma=positive))
+    assert "another order" not in str(told.value)

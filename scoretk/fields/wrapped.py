@@ -440,10 +440,12 @@ def shared_map(argument: str, fields: Sequence[Any]) -> Any:
         return None
     if len(moved) < len(fields) or not _agree([f.transform for f in moved]):
         shown = [optional(f, "constraint") for f in fields]
-        raise InvalidArgument(
-            argument,
-            shown,
-            "fields under one and the same constraint",
-            "Their laws live in different spaces: constrain all of them, and by the same",
+        orders = {tuple(getattr(f.transform, "names", ())) for f in moved}
+        hint = (
+            "Their laws live in different spaces: constrain all of them, and by the same"
+            if len(moved) < len(fields) or len(orders) == 1 or len(set(map(frozenset, orders))) > 1
+            else "Their variables have the same names in another order, which says what entries of x "
+            f"are whose: give all of them in one, such as {', '.join(min(orders))}"
         )
+        raise InvalidArgument(argument, shown, "fields under one and the same constraint", hint)
     return moved[0]
