@@ -1,6 +1,7 @@
 """Posteriors against exact ones: the linear-Gaussian problem at every time of every path, mixtures, operators, rows, digits."""
 
 import math
+import re
 import sys
 from dataclasses import dataclass
 
@@ -449,6 +450,7 @@ def test_a_row_is_alone_as_in_any_batch(method, shape):
     assert (wrong.denoise(x, 0.4, y=y)[:1] - wrong.denoise(x[:1], 0.4, y=y[:1])).abs().max() > 1e-3
 
 
+@pytest.mark.filterwarnings("ignore:DPS.*the data's own")
 def test_dps_is_pigdm_on_a_residual_of_the_expected_size_and_no_stronger_on_a_larger_one():
     """With m entries of y, `K = k I` and `|r|^2 = m k`; tenfold the residual and the shift is what it was."""
     prior, path, t = gaussian(dim=3, std=0.7), stk.Linear(), 0.4
@@ -1101,3 +1103,50 @@ def test_priors_by_name_are_told_to_be_one_energy():
     priors = {"mu": torch.distributions.Normal(0.0, 1.0)}
     with pytest.raises(stk.InvalidArgument, match=r"^prior: .* one energy: scoretk\.Energy"):
         stk.posterior(priors, lambda mu: -mu)
+
+
+def of_scale(path, scale, dim):
+    """The exact denoiser of N(0, scale^2 I)."""
+
+    def net(x, t):
+        alpha, sigma = (f(t).to(x)[:, None] for f in (path.alpha, path.sigma))
+        return alpha * scale**2 * x / (alpha**2 * scale**2 + sigma**2)
+
+    return stk.Diffusion(net, (dim,), path, predicts="data")
+
+
+def measured_at(scale, n, dim, method, path, seed):
+    """A posterior of data of a scale, of n numbers measured of a draw, and the chains' start."""
+    generator = torch.Generator().manual_seed(seed)
+    operator = torch.randn(n, dim, generator=generator)
+    y = operator @ (scale * torch.randn(dim, generator=generator))
+    seen = stk.LinearGaussian(operator, y, std=0.01 * scale)
+    prior = of_scale(path, scale, dim)
+    return stk.posterior(prior, seen, method), prior.base.draw(4, stk.Noise(seed, 4))
+
+
+SPREADS = [stk.PiGDM, stk.DPS, stk.Replacement]
+
+
+@pytest.mark.parametrize("path", [stk.Linear(), stk.VP(), stk.EDM()], ids=str)
+@pytest.mark.parametrize("method", SPREADS)
+@pytest.mark.parametrize(("scale", "n"), [(100.0, 1), (10.0, 20), (0.01, 20)])
+def test_a_spread_that_is_not_the_data_s_is_told_once(method, path, scale, n):
+    field, x = measured_at(scale, n, 24, method(), path, 3)
+    name = method.__name__
+    with pytest.warns(UserWarning, match=rf"{name}\(spread=1\): .* the data's own") as told:
+        assert torch.equal(*(field.denoise(x, 0.0) for _ in range(2)))
+    assert len(told) == 1
+    near = re.search(rf"such as scoretk.{name}\(spread=(\S+)\)", str(told[0].message))
+    assert 1 / 3 < float(near[1]) / scale < 3
+    for right in (method(spread=scale), "mmps"):
+        measured_at(scale, n, 24, right, path, 3)[0].denoise(x, 0.0)
+
+
+@pytest.mark.parametrize("n", [1, 20])
+@pytest.mark.parametrize("method", SPREADS)
+def test_a_spread_that_is_the_data_s_is_not_spoken_of(method, n):
+    # a normal number is 5 standard deviations off once in 2e6
+    for seed in range(40):
+        field, x = measured_at(3.0, n, 24, method(spread=3.0), stk.Linear(), seed)
+        field.denoise(x, 0.0)

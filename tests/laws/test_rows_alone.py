@@ -105,6 +105,7 @@ FIELDS = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:.*the data's own")  # what these fields are of has no scale
 @pytest.mark.parametrize("name", FIELDS)
 def test_a_row_has_its_own_time_and_condition(name):
     """Of every field in time, in all that it answers; at(times) is a static field of as many laws."""

@@ -19,6 +19,7 @@ from scoretk.fields.posterior.early import earliest_time, informed
 from scoretk.fields.posterior.examined import DERIVATIVE_ROWS, EXAMINED, is_new
 from scoretk.fields.posterior.likelihoods import Likelihood, split
 from scoretk.fields.posterior.method import PosteriorMethod, PriorMoments, trait
+from scoretk.fields.posterior.scale import look_at_spread
 from scoretk.fields.posterior.twist import Twist, twisted
 from scoretk.fields.protocols import optional
 from scoretk.fields.resolve import TimedField
@@ -74,6 +75,7 @@ class TimedPosterior(Wrapped, GaussianPathField):
     def predict(self, x: Tensor, t: float | Tensor, **cond: Tensor) -> Tensor:
         """`D_y`, like x."""
         point, own = self._moments(x, t, cond)
+        look_at_spread(self, self.likelihood, point, own)
         return point.data + self.method.shift(self.likelihood, point, own)
 
     def twist(self, x: Tensor, t: float | Tensor, **cond: Tensor) -> Twist:
@@ -83,6 +85,7 @@ class TimedPosterior(Wrapped, GaussianPathField):
         `p(y, y' | x_t) = p(y' | x_t) p(y | x_t, y')`.
         """
         point, own = self._moments(x, t, cond)
+        look_at_spread(self, self.likelihood, point, own)
         shift, log_twist = twisted(self.method, self.likelihood, point, own)
         found = Twist(point.data, point.data + shift, log_twist)
         before = optional(self.prior, "twist")
