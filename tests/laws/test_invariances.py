@@ -125,6 +125,7 @@ def leaves(answer):
     return [answer]
 
 
+@pytest.mark.filterwarnings("ignore:.*the data's own")  # a network of noise has no scale
 @pytest.mark.parametrize("name", FIELDS)
 def test_a_field_answers_alike(name):
     def answers(shape):
@@ -481,6 +482,7 @@ def test_a_condition_of_a_score_is_as_one_that_is_built_in(name):
 # --- precision ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore:.*the data's own")  # a network of noise has no scale
 @pytest.mark.parametrize("name", FIELDS)
 def test_an_answer_in_float32_is_that_in_float64(name):
     """In its dtype, and to its digits."""
