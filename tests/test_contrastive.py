@@ -192,3 +192,47 @@ def test_wrong_arguments(options, named):
 def test_what_warmup_would_tune_is_refused(solver):
     with pytest.raises(stk.InvalidArgument, match="nothing to tune"):
         stk.ContrastiveDivergence(solver)
+
+
+class Shifted(nn.Module):
+    """`E(x; shift) = |x - w shift|^2 / 2`: of each row its own law."""
+
+    event_shape = (2,)
+
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.ones((), dtype=torch.float64))
+
+    def energy(self, x, shift):
+        return (x - self.w * shift[:, None]).square().sum(1) / 2
+
+
+@pytest.mark.parametrize("start", ["data", "noise"])
+def test_each_chain_is_under_the_condition_of_its_datum(start):
+    field, x = Shifted(), data(24, 2)
+    shift = torch.linspace(-50.0, 50.0, 24, dtype=torch.float64)
+    cd = stk.ContrastiveDivergence(stk.MALA(0.3), steps=300, start=start)
+    loss, negatives = cd(field, x, cond={"shift": shift})
+    assert (negatives.mean(1) - shift).abs().max() < 4.5  # deviations of the mean of two: .7
+    loss.backward()
+    pulls = [(shift * (field.w.detach() * shift - y.mean(1)) * 2).mean() for y in (x, negatives)]
+    torch.testing.assert_close(field.w.grad, pulls[0] - pulls[1])
+    alone = stk.ContrastiveDivergence(stk.MALA(0.3), steps=300, start=start)
+    half = alone(field, x[:12], {"shift": shift[:12]})
+    torch.testing.assert_close(half.negatives, negatives[:12])
+
+
+@pytest.mark.parametrize(
+    ("cond", "start", "named"),
+    [
+        ({"shift": torch.zeros(3)}, "data", "cond"),
+        ({"other": torch.zeros(24)}, "data", "cond"),
+        ([1], "data", "cond"),
+        ({"shift": torch.zeros(24)}, stk.ReplayBuffer(30), "cond"),
+        (None, "data", "shift"),
+    ],
+)
+def test_conditions_that_do_not_fit_are_refused(cond, start, named):
+    cd = stk.ContrastiveDivergence(stk.ULA(0.1), steps=2, start=start)
+    with pytest.raises(stk.InvalidArgument, match=named):
+        cd(Shifted(), data(24, 2), cond)

@@ -14,13 +14,14 @@ References:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from scoretk.core.arguments import count, counts, finite, fraction, tensor_like
+from scoretk.core.arguments import conditions, count, counts, finite, fraction, tensor_like
 from scoretk.core.modules import as_networks_take, check_place, left_as_found
 from scoretk.core.noise import Noise, derive
 from scoretk.core.rows import select_rows
@@ -142,7 +143,7 @@ class ReplayBuffer:
 
 @dataclass
 class ContrastiveDivergence:
-    """Contrastive divergence: `loss, negatives = cd(field, batch)`.
+    """Contrastive divergence: `loss, negatives = cd(field, batch)`, or `cd(field, batch, cond)`.
 
     The loss is `mean E(batch) - mean E(negatives)`, whose gradient is that of contrastive
     divergence. Each call makes its own noise from the seed and its number, so training can be
@@ -187,31 +188,39 @@ class ContrastiveDivergence:
         self.part = 0
         self.last: dict[str, float] = {}
 
-    def __call__(self, field: Any, batch: Tensor) -> CDStep:
+    def __call__(
+        self, field: Any, batch: Tensor, cond: Mapping[str, Tensor] | None = None
+    ) -> CDStep:
         """One estimate of the gradient.
 
         Args:
             field: A static field with an energy.
             batch: Data, `(batch, *event_shape)`.
+            cond: Condition values by name, a row for each of the data, such as their labels: each
+                chain is under those of the datum at its place. Not with a `ReplayBuffer`.
 
         Returns:
             The loss and the negatives, a `CDStep`.
 
         Raises:
             MissingCapability: For a field without an energy.
-            InvalidArgument: For a batch of another shape, or larger than the replay buffer.
+            InvalidArgument: For a batch of another shape, or larger than the replay buffer, and for
+                conditions that do not fit.
             ChainFailure: Where every chain failed, for then there is nothing to learn from.
         """
         resolve(field, {"energy"} | (self.solver.needs & {"states"}), timed=False)
         (data,) = as_networks_take(field, tensor_like("batch", batch, (None, *field.event_shape)))
         check_place(field, data.device)
-        moment, slots = self._negatives(field, data)
+        rows = self._conditions(cond, data)
+        moment, slots = self._negatives(field, data, rows)
         negatives, fine = moment.state.x.detach(), moment.status == int(Status.OK)
         self._write_back(field, slots, moment, fine, data)
         if not bool(fine.any()):
             n = len(fine)
             raise ChainFailure(list(range(n)), moment.status.tolist(), moment.failed_at.tolist())
-        positive, negative = field.energy(data), field.energy(negatives[fine])
+        alive = {name: value[fine] for name, value in rows.items()}
+        positive = field.energy(data, **rows)
+        negative = field.energy(negatives[fine], **alive)
         loss = positive.mean() - negative.mean()
         if self.energy_decay:
             loss = loss + self.energy_decay * (positive.square().mean() + negative.square().mean())
@@ -219,7 +228,19 @@ class ContrastiveDivergence:
         self._report(moment, fine, float(negative.detach().mean() - positive.detach().mean()))
         return CDStep(loss, negatives)
 
-    def _negatives(self, field: Any, data: Tensor) -> tuple[Moment, Tensor | None]:
+    def _conditions(self, cond: Mapping[str, Tensor] | None, data: Tensor) -> dict[str, Tensor]:
+        rows = {
+            name: value.to(data.device, data.dtype if value.is_floating_point() else value.dtype)
+            for name, value in conditions(cond, len(data)).items()
+        }
+        if rows and isinstance(self.start, ReplayBuffer):
+            hint = "Its chains were under the conditions of other batches: start='data' or 'noise'"
+            raise InvalidArgument("cond", ", ".join(rows), "nothing with a ReplayBuffer", hint)
+        return rows
+
+    def _negatives(
+        self, field: Any, data: Tensor, rows: dict[str, Tensor]
+    ) -> tuple[Moment, Tensor | None]:
         n, slots = len(data), None
         if isinstance(self.start, ReplayBuffer):
             whole = self._noise(self.start.size, data)
@@ -230,7 +251,7 @@ class ContrastiveDivergence:
             x = data.detach() if self.start == "data" else self._fresh(field, ids, data)
         noise = self._noise(ids, data)
         with left_as_found(field), torch.no_grad():
-            bound = resolve(field, self.solver.needs, timed=self.solver.timed)
+            bound = resolve(field, self.solver.needs, rows, timed=self.solver.timed)
             start = begin(self.solver, bound, x.to(data), noise)
             schedule = Schedule(self.steps, kept=(True,) * self.steps)
             loop = Loop(self.solver, bound, noise, schedule, KeepLast())
