@@ -40,9 +40,10 @@ def look_at_spread(
         prior: The prior's moments of x_1 given x_t.
         cond: The likelihood's own condition values.
     """
+    if torch.compiler.is_compiling() or posterior in SEEN or not len(prior.data):
+        return
     spread = getattr(posterior.method, "spread", math.inf)
-    linear = isinstance(likelihood, LinearGaussian) and math.isfinite(spread)
-    if not linear or posterior in SEEN or torch.compiler.is_compiling() or not len(prior.data):
+    if not isinstance(likelihood, LinearGaussian) or not math.isfinite(spread):
         return
     if bool((prior.alpha * spread > prior.sigma).any()):
         return
