@@ -529,11 +529,10 @@ def test_printable():
     assert printable("a\nb", keep="\n") == "a\nb"
 
 
-def test_the_moments_of_a_run_go_into_a_format_that_holds_them(capsys, tmp_path):
+def test_the_moments_of_a_run_go_into_a_format_that_holds_them(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # a long path is abridged
     for name in ("a.nc", "a.npy"):
-        assert (
-            cli.main(["sample", "gaussian", "--keep", "moments", "-o", str(tmp_path / name)]) == 2
-        )
+        assert cli.main(["sample", "gaussian", "--keep", "moments", "-o", name]) == 2
     assert "a.npy" in capsys.readouterr().err
 
 
