@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from torch.distributions import constraints
 
 import scoretk as stk
 from scoretk.solvers.parts.leapfrog import is_factor, stretch, unstretch
@@ -268,3 +269,38 @@ def test_a_run_stopped_before_or_after_a_factor_was_found_ends_with_the_same_bit
     resumed = run_of(solver, field, checkpoint=path, **options)
     assert torch.equal(resumed.x, undisturbed.x)
     assert torch.equal(resumed.tuned["scale"], undisturbed.tuned["scale"])
+
+
+SHAPES = {
+    "a number": stk.Energy(lambda x: x**2 / 2, ()),
+    "one entry": stk.Energy(lambda x: x.square().sum(1) / 2, (1,)),
+    "an image": stk.Energy(
+        lambda x: 50 * (x.sum((1, 2)) - 1) ** 2 + x.square().sum((1, 2)), (2, 2)
+    ),
+    "as many numbers as a side of the matrix that they are": stk.constrained(
+        stk.Energy(lambda x: 50 * (x[:, 1, 0] - x[:, 2, 0]) ** 2, (3, 3)), constraints.corr_cholesky
+    ),
+    "fewer numbers than draws have": stk.constrained(
+        stk.Energy(lambda x: 1e3 * (x[:, 0] - x[:, 1]) ** 2, (4,)), constraints.simplex
+    ),
+}
+
+
+@pytest.mark.parametrize("metric", ["auto", "dense", "diagonal"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_scales_are_given_back_for_events_of_any_shape(shape, metric):
+    """Whether they are a factor is told in the solver's own space, in which draws are not."""
+    field, solver = SHAPES[shape], stk.HMC(metric=metric, leapfrogs=3)
+    first = run_of(solver, field, chains=8, warmup=40, steps=2)
+    more = run_of(solver.tuned_by(first), field, chains=None, init=first.final, warmup=0, seed=2)
+    assert torch.equal(more.tuned["scale"], first.tuned["scale"])
+
+
+@pytest.mark.parametrize("metric", ["diagonal", "dense"])
+def test_scales_that_are_not_positive_are_not_given_back(metric):
+    """Nor those of an image that look like a factor."""
+    first = run_of(stk.HMC(metric=metric, leapfrogs=3), SHAPES["an image"], chains=8, warmup=40)
+    first.tuned["scale"] = first.tuned["scale"].tril()
+    first.tuned["scale"][1, 1] *= -1 if metric == "dense" else 1
+    with pytest.raises(stk.InvalidArgument, match="positive numbers"):
+        run_of(stk.HMC(metric=metric).tuned_by(first), SHAPES["an image"], warmup=0)

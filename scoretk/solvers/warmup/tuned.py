@@ -21,7 +21,7 @@ from scoretk.core.streams import Stream
 from scoretk.errors import InvalidArgument
 from scoretk.fields.protocols import NoiseSource
 from scoretk.solvers.base import Info, Solver, traits
-from scoretk.solvers.parts.leapfrog import Point, leapfrog
+from scoretk.solvers.parts.leapfrog import Point, is_factor, leapfrog
 from scoretk.solvers.parts.metropolis import metropolis
 from scoretk.solvers.warmup.adaptation import Adaptation, Approach
 from scoretk.solvers.warmup.learning import Trial
@@ -137,8 +137,7 @@ class Tunable:
         for name, value in values.items():
             if not isinstance(value, Tensor) or not bool(value.isfinite().all()):
                 raise InvalidArgument(f"draws.tuned[{name!r}]", value, "a tensor of finite numbers")
-            if not bool((_sizes(name, value, tuple(draws.final.shape[1:])) > 0).all()):
-                raise InvalidArgument(f"draws.tuned[{name!r}]", value, "positive numbers")
+            _check_positive(name, value, _may_be_factor(value))
         before = Before(
             int(provenance.get("seed", 0)),
             int(provenance.get("continues", 0)),
@@ -148,14 +147,24 @@ class Tunable:
         return Tuned(solver, dict(values), before)
 
 
-def _sizes(name: str, value: Tensor, event_shape: tuple[int, ...]) -> Tensor:
-    """The entries of a tuned value that must be positive.
+def _may_be_factor(scale: Tensor) -> bool:
+    """Whether scales may be a Cholesky factor; positions in the solver's own space tell whether they are.
 
-    They are a step size, and scales; of a Cholesky factor the diagonal.
+    Draws do not tell: they are in the user's space, where three numbers may be a matrix `(3, 3)`.
     """
-    if name == "scale" and value.ndim == 2 and tuple(value.shape) != event_shape:
-        return value.diagonal()
-    return value if name in ("step_size", "scale") else value.new_ones(1)
+    return scale.ndim == 2 and torch.equal(scale, scale.tril())
+
+
+def _check_positive(name: str, value: Tensor, by_diagonal: bool) -> None:
+    """Check a tuned step size, or tuned scales: of a Cholesky factor the diagonal.
+
+    Raises:
+        InvalidArgument: It is not positive throughout.
+    """
+    if name == "scale" and by_diagonal:
+        value = value.diagonal()
+    if name in ("step_size", "scale") and not bool((value > 0).all()):
+        raise InvalidArgument(f"draws.tuned[{name!r}]", value, "positive numbers")
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,7 +193,7 @@ class Before:
 
 def row_marks(x: Tensor) -> Tensor:
     """A checksum of each row of `(n, *event_shape)`, `(n,)` in float64."""
-    rows = x.detach().cpu().float().double().flatten(1)
+    rows = x.detach().cpu().float().double().reshape(len(x), -1)
     return (rows * torch.linspace(1, 2, rows.shape[1], dtype=torch.float64)).sum(1)
 
 
@@ -312,6 +321,8 @@ class Tuned:
                 f"tuned values of shapes {shapes}",
                 "Give back those of a run on the same field, with the same metric",
             )
+        for name, value in self.values.items():
+            _check_positive(name, value, is_factor(value, x.shape[1:]))
         return state._replace(
             **{name: self.values[name].to(value, copy=True) for name, value in own.items()}
         )
