@@ -43,6 +43,43 @@ def test_torchs_own_functions_fail_it():
     assert any(moved_bits(torchs, x) for _, torchs in OURS.values())
 
 
+def moved_products(product, d, dtype):
+    """For how many pieces of rows a product with a matrix, as it is or turned, has other bits than in the whole."""
+    g = torch.Generator().manual_seed(0)
+    x, matrix = torch.randn(101, d, dtype=dtype, generator=g), torch.randn(d, d, generator=g)
+    pieces = [(i, i + n) for i in (0, 1, 3, 40) for n in (1, 2, 3, 5, 8, 33)]
+    ways = [way.to(dtype) for way in (matrix, matrix.T)]
+    return sum(
+        not torch.equal(product(x[i:j].clone(), way), product(x, way)[i:j])
+        for i, j in pieces
+        for way in ways
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("d", [1, 2, 5, 8, 15, 16, 31, 64, 129, 256])
+def test_a_row_of_a_product_has_the_same_bits_wherever_it_stands(d, dtype):
+    assert moved_products(rows.row_product, d, dtype) == 0
+
+
+def test_products_of_rows_are_products():
+    g = torch.Generator().manual_seed(0)
+    for n, d, e in ((0, 3, 3), (1, 1, 1), (3, 5, 2), (16, 16, 32)):
+        x, matrix = torch.randn(n, d, generator=g).double(), torch.randn(d, e, generator=g).double()
+        torch.testing.assert_close(rows.row_product(x, matrix), x @ matrix)
+    x = torch.tensor([[1.0, math.nan], [1.0, 2.0], [math.inf, 1.0]])
+    torch.testing.assert_close(
+        rows.row_product(x, torch.eye(2) + 1), x @ (torch.eye(2) + 1), equal_nan=True
+    )
+
+
+def test_torchs_own_products_fail_it():
+    """As `test_torchs_own_functions_fail_it`."""
+    if torch.backends.cpu.get_cpu_capability() == "DEFAULT":
+        pytest.skip("this machine computes one number at a time")
+    assert any(moved_products(torch.matmul, d, torch.float64) for d in (16, 31, 129))
+
+
 @pytest.mark.parametrize(
     ("a", "b", "both"),
     [

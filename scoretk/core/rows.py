@@ -6,13 +6,15 @@ A row's result does not depend on the rows beside it, to the bit. torch's own `l
 `sigmoid`, `softplus`, `exp2` and `pow` do not have this property: the few entries at the end of a
 tensor that do not fill a vector register are computed by another formula, whose last bit may
 differ, so that a row would change with how many come before it. `exp`, `log`, `log1p` and `sqrt` do
-have it.
+have it. Neither has a product with a matrix: rows that do not fill a block of it, or begin within a line
+of memory, are added in another order (`row_product`).
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 __all__ = [
     "across",
@@ -22,6 +24,7 @@ __all__ = [
     "nan_unless_finite",
     "power",
     "row_dot",
+    "row_product",
     "row_sum",
     "select_rows",
     "sigmoid",
@@ -30,6 +33,8 @@ __all__ = [
 
 HALF_MOST = 65504.0
 """The largest number of float16: what is not above it every dtype has."""
+BLOCK, LINE = 8, 16
+"""Rows of a block of a product with a matrix, and entries of float32 in a line of memory."""
 
 
 def across(values: Tensor, x: Tensor) -> Tensor:
@@ -64,6 +69,20 @@ def row_sum(x: Tensor) -> Tensor:
 def row_dot(a: Tensor, b: Tensor) -> Tensor:
     """The inner product over the event axes: twice `(batch, *event_shape) -> (batch,)`."""
     return row_sum(a * b)
+
+
+def row_product(x: Tensor, matrix: Tensor) -> Tensor:
+    """The product of each row `(batch, d)` with a matrix `(d, e)`: `(batch, e)`.
+
+    Zeros fill blocks and lines, so that every row is computed as every other: a tenth of the time of
+    large products, and some microseconds of small ones. In a graph, whose rows are as its compiler adds
+    them, it is the plain product.
+    """
+    if torch.compiler.is_compiling():
+        return x @ matrix
+    (n, d), e = x.shape, matrix.shape[1]
+    rows = pad(x, (0, -d % LINE, 0, -n % BLOCK))
+    return (rows @ pad(matrix, (0, -e % LINE, 0, -d % LINE)))[:n, :e]
 
 
 def finite_rows(x: Tensor) -> Tensor:

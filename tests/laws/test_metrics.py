@@ -239,6 +239,26 @@ def test_a_factor_is_kept_given_back_and_taken_up(name, tmp_path):
         run_of(solver.tuned_by(first), correlated(0.5, 4)[1], warmup=0)
 
 
+def neighbours(dim):
+    """Neighbours are close to one another. Each row is computed by itself."""
+
+    def energy(x):
+        steps = 100 * (x[:, 1:] - x[:, :-1]).square().sum(1)
+        return steps + x.square().square().sum(1) / 4
+
+    return stk.Energy(energy, (dim,))
+
+
+@pytest.mark.parametrize(("dim", "batch"), [(5, 1), (21, 3)])
+@pytest.mark.parametrize("name", KERNELS)
+def test_a_factor_makes_no_chain_hang_on_those_beside_it(name, dim, batch):
+    """To the bit, as with a diagonal. A mutant: plain products of matrices."""
+    options = {"chains": 14, "warmup": stk.Warmup(20, pilot=9), "steps": 3}
+    solver = made(name, "dense")
+    whole, parts = (run_of(solver, neighbours(dim), batch=b, **options) for b in (None, batch))
+    assert torch.equal(parts.x, whole.x)
+
+
 class Stop(Exception):
     pass
 

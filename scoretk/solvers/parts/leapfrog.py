@@ -20,7 +20,7 @@ from torch import Tensor
 
 from scoretk.core.columns import in_columns
 from scoretk.core.compiling import iterate, part
-from scoretk.core.rows import nan_unless_finite, row_dot, row_sum
+from scoretk.core.rows import nan_unless_finite, row_dot, row_product, row_sum
 from scoretk.fields.resolve import StaticField
 from scoretk.solvers.base import Info
 from scoretk.solvers.parts.metropolis import choose, rejected_if_nan
@@ -71,7 +71,7 @@ def stretch(scale: Tensor, p: Tensor) -> Tensor:
     """The velocity `S p` of a momentum p, like it."""
     if not is_factor(scale, p.shape[1:]):
         return scale * p
-    return (p.reshape(len(p), -1) @ scale.T).reshape(p.shape)
+    return row_product(p.reshape(len(p), -1), scale.T).reshape(p.shape)
 
 
 def paces(eps: Any, scale: Tensor, x: Tensor) -> Tensor:
@@ -92,7 +92,7 @@ def pulled(scale: Tensor, gradient: Tensor) -> Tensor:
     """The gradient `S^T g` in scaled space of a gradient g but for its paces, like it."""
     if not is_factor(scale, gradient.shape[1:]):
         return gradient
-    return (gradient.reshape(len(gradient), -1) @ scale).reshape(gradient.shape)
+    return row_product(gradient.reshape(len(gradient), -1), scale).reshape(gradient.shape)
 
 
 def unstretch(scale: Tensor, x: Tensor) -> Tensor:
