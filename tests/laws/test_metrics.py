@@ -74,22 +74,35 @@ def test_otherwise_it_is_the_diagonal_to_the_bit(name):
     assert all(torch.equal(draws.tuned[k], diagonal.tuned[k]) for k in diagonal.tuned)
 
 
-def window_of(rho, draws=10_000, dim=5):
-    """A window whose covariance is exactly that of `correlated`, so that nothing is left to chance."""
-    covariance = correlated(rho, dim)[0]
+def window_with(covariance, draws):
+    """A window whose covariance is exactly this, so that nothing is left to chance."""
     return scales.Window(
         torch.tensor(float(draws), dtype=torch.float64),
-        torch.zeros(dim, dtype=torch.float64),
+        torch.zeros(len(covariance), dtype=torch.float64),
         covariance.diagonal() * (draws - 1),
         covariance * (draws - 1),
     )
 
 
+def half_of(rho, draws=10_000, dim=5):
+    """Half of the chains of `correlated`: the covariance of the gradients of a normal law is its precision."""
+    covariance = correlated(rho, dim)[0]
+    return scales.Half(
+        *(window_with(matrix, draws) for matrix in (covariance, torch.linalg.inv(covariance)))
+    )
+
+
+def both_halves(half):
+    return scales.Halves(half.positions._replace(products=torch.zeros(0, 0)), half, half)
+
+
 def sampled(rho, draws, seed, dim=5):
-    """A window of draws of `correlated` that hardly move: of fifty that follow each other one is independent."""
-    root = torch.linalg.cholesky(correlated(rho, dim)[0])
+    """Half of chains of `correlated` that hardly move: of fifty draws that follow each other one is independent."""
+    covariance = correlated(rho, dim)[0]
     z = torch.randn(draws, dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    return scales.accumulate(scales.begin_window(z, True), (z @ root.T).repeat(50, 1))
+    x = (z @ torch.linalg.cholesky(covariance).T).repeat(50, 1)
+    seen = (x, x @ torch.linalg.inv(covariance))
+    return scales.Half(*(scales.accumulate(scales.begin_window(v, True), v) for v in seen))
 
 
 ONES = torch.ones(5, dtype=torch.float64)
@@ -100,18 +113,45 @@ ONES = torch.ones(5, dtype=torch.float64)
 def test_a_factor_pays_from_how_much_shorter_trajectories_are(dim, off, right):
     """`(1 + (d - 1) rho) / (1 - rho)` is the square of how many times as long as narrow the law is."""
     square = (off * scales.SHORTER) ** 2
-    both = window_of((square - 1) / (square + dim - 1), 10**7, dim)
+    both = half_of((square - 1) / (square + dim - 1), 10**7, dim)
     small = torch.full((dim,), 1e-6, dtype=torch.float64)
     assert scales.pays(both, both, small) == right
-    after, spread = scales.Scales("auto")._found(scales.Halves(both, both, both), small)
+    after, spread = scales.Scales("auto")._found(both_halves(both), small)
     assert is_factor(after, (dim,)) == right
     assert after is spread
 
 
+@pytest.mark.parametrize("dim", [2, 5, 40])
+@pytest.mark.parametrize(("off", "right"), [(0.97, False), (1.03, True)])
+def test_a_factor_pays_from_how_much_steeper_gradients_are_where_the_law_is_narrow(dim, off, right):
+    """Of gradients with the covariance `t C^-1 + (1 - t) I`: modes far apart for t = 0, a normal law for t = 1."""
+    covariance = correlated(0.99, dim)[0]
+    covariance = covariance / torch.outer(covariance.diagonal(), covariance.diagonal()).sqrt()
+    long, steep, square = 1 + (dim - 1) * 0.99, 1 / (1 - 0.99), (off * scales.STEEPER) ** 2
+    share = long * (square - 1) / (long * (steep - 1) + square * (long - 1))
+    gradients = share * torch.linalg.inv(covariance) + (1 - share) * torch.eye(dim)
+    both = scales.Half(*(window_with(matrix, 10**7) for matrix in (covariance, gradients)))
+    assert scales.pays(both, both, torch.full((dim,), 1e-6, dtype=torch.float64)) == right
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_conditions_of_each_chains_own_make_no_factor(name, monkeypatch):
+    """Each chain's law is the same in all directions, that of all chains long. A mutant: gradients are not asked."""
+    field = stk.Energy(lambda x, y: (x - y).square().sum(1) / 2, (4,))
+    y = 20 * torch.randn(24, 1, generator=torch.Generator().manual_seed(0)).double().repeat(1, 4)
+
+    def found():
+        return run_of(made(name), field, cond={"y": y}).tuned["scale"]
+
+    assert found().shape == (4,)
+    monkeypatch.setattr(scales, "STEEPER", 0.0)
+    assert found().shape == (4, 4)
+
+
 def test_a_factor_pays_where_both_halves_of_the_chains_say_so():
-    strong, other, none = window_of(0.99), window_of(-0.2), scales.emptied(window_of(0.99))
+    strong, other, none = half_of(0.99), half_of(-0.2), scales.emptied(half_of(0.99))
     assert scales.pays(strong, strong, ONES)
-    less = window_of(
+    less = half_of(
         0.9
     )  # its factor shortens trajectories of the strong ones, and not the other way round
     unlike = [(strong, other), (other, strong), (strong, less), (less, strong)]
@@ -131,19 +171,53 @@ def test_chance_makes_no_factor_and_a_law_does_by_as_few_draws(draws):
     )
     assert not any(by_chance)
     assert all(by_law)
-    assert any(itself) == (draws <= 10)
+    assert any(itself) == (draws == 6)
 
 
-def test_each_half_of_the_chains_has_a_window_and_a_single_one_has_none():
-    x = torch.randn(7, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+def test_each_half_of_the_chains_has_windows_and_a_single_one_has_none():
+    g = torch.Generator().manual_seed(0)
+    x, grad = torch.randn(2, 7, 3, generator=g, dtype=torch.float64)
     for chains, first in ((7, 4), (2, 1), (1, 1)):
-        here = SimpleNamespace(x=x[:chains], scale=ONES[:3])
+        here = SimpleNamespace(x=x[:chains], grad=grad[:chains], scale=ONES[:3])
         memory = scales.Scales("auto").begin(None, None, here, None, None)[1]
-        lesson = Lesson(here, None, None, None, 30, 100, all_alive=True)
-        memory = scales.Scales("auto").learn(here, memory, lesson)[1]
-        assert [float(w.draws) for w in memory] == [chains, first, chains - first]
-        torch.testing.assert_close(memory.first.mean, x[:first].mean(0))
-        torch.testing.assert_close(memory.pooled.mean, x[:chains].mean(0))
+        lesson = Lesson(here, None, torch.ones(chains).bool(), None, 30, 100, all_alive=True)
+        pooled, one, two = scales.Scales("auto").learn(here, memory, lesson)[1]
+        counts = [chains, first, first, chains - first, chains - first]
+        assert [float(w.draws) for w in (pooled, *one, *two)] == counts
+        torch.testing.assert_close(one.positions.mean, x[:first].mean(0))
+        torch.testing.assert_close(one.gradients.mean, grad[:first].mean(0))
+        torch.testing.assert_close(pooled.mean, x[:chains].mean(0))
+
+
+def test_a_chain_is_of_the_same_half_whichever_others_fail():
+    x = torch.arange(1.0, 7.0, dtype=torch.float64)[:, None].repeat(1, 2)
+    here = SimpleNamespace(x=x, grad=-x, scale=ONES[:2])
+    part = scales.Scales("auto")
+    memory = part.begin(None, None, here, None, None)[1]
+    for step, failed in ((30, ()), (31, (0, 1))):
+        alive = torch.tensor([i not in failed for i in range(6)])
+        memory = part.learn(here, memory, Lesson(here, None, alive, None, step, 100))[1]
+    assert [float(w.draws) for w in (memory.pooled, *memory.first, *memory.second)] == [
+        10,
+        4,
+        4,
+        6,
+        6,
+    ]
+    assert float(memory.first.positions.mean[0]) == (1 + 2 + 3 + 3) / 4
+    assert float(memory.second.gradients.mean[0]) == -5
+
+
+def test_what_halves_have_seen_is_what_all_have():
+    """By NumPy, of as many and of fewer chains in the second half."""
+    g = torch.Generator().manual_seed(0)
+    for counts in ((6, 6), (5, 2), (4, 0), (0, 0)):
+        pieces = [torch.randn(n, 3, generator=g).double() + n for n in counts]
+        windows = [scales.accumulate(scales.begin_window(ONES[None, :3], True), v) for v in pieces]
+        halves = scales.Halves(windows[0], *(scales.Half(w, w) for w in windows))
+        x = torch.cat(pieces).numpy()
+        by_hand = (x - x.mean(0)).T @ (x - x.mean(0)) if len(x) else np.zeros((3, 3))
+        np.testing.assert_allclose(halves.products.numpy(), by_hand, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("size", [1e160, 1e-170])
@@ -166,7 +240,9 @@ def test_what_no_square_holds_leaves_scales_as_they_are(metric, size):
 def test_correlations_of_few_coordinates_are_looked_at(dim, looks):
     x = torch.zeros(3, dim)
     state = SimpleNamespace(x=x, scale=x[0] + 1)
-    for window in scales.Scales("auto").begin(None, None, state, None, None)[1]:
+    pooled, *halves = scales.Scales("auto").begin(None, None, state, None, None)[1]
+    assert pooled.products.shape == (0, 0)
+    for window in (*halves[0], *halves[1]):
         assert window.products.shape == ((dim, dim) if looks else (0, 0))
     assert scales.begin_window(torch.zeros(3, 2, 2), True).products.shape == (4, 4)
 

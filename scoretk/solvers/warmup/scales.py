@@ -8,7 +8,8 @@ steps tune the step size alone.
 
 With "auto" the scales are a Cholesky factor where halves of the chains agree that trajectories get
 much shorter by it, and else a diagonal (so of a single chain): in units of its standard deviations a law of
-correlated coordinates is many times as long as narrow.
+correlated coordinates is many times as long as narrow. How narrow it is where chains are, gradients tell:
+modes far apart, or chains with conditions of their own, make a law long and no place of it narrow.
 
 With "fisher" gradients g of the energy count as much as draws. Of all diagonals that which makes the
 Fisher divergence of a normal law from the target least, `E |s g|^2 + E |(x - m) / s|^2`, is
@@ -29,6 +30,7 @@ References:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -42,6 +44,7 @@ from scoretk.solvers.warmup.learning import Change, Lesson, PartDefaults
 
 __all__ = [
     "METRICS",
+    "Half",
     "Halves",
     "Scales",
     "Window",
@@ -64,7 +67,9 @@ SHRINK, FLOOR = 5.0, 1e-3
 MOST_DENSE = 256
 """Up to how many coordinates "auto" looks at correlations."""
 SHORTER = 2.5
-"""How many times as long trajectories with a diagonal are where "auto" takes a factor."""
+"""How many times as long trajectories with a diagonal are, by the law, where "auto" takes a factor."""
+STEEPER = 1.5
+"""And how many times by gradients."""
 
 
 class Window(NamedTuple):
@@ -80,12 +85,32 @@ class Window(NamedTuple):
     products: Tensor
 
 
+class Half(NamedTuple):
+    """Windows of half of the chains: of their positions, and of the gradients of their energies."""
+
+    positions: Window
+    gradients: Window
+
+
 class Halves(NamedTuple):
-    """What "auto" remembers: the window of all chains, and windows of the first and second half."""
+    """What "auto" remembers: the window of all chains, without outer products, and those of halves."""
 
     pooled: Window
-    first: Window
-    second: Window
+    first: Half
+    second: Half
+
+    @property
+    def products(self) -> Tensor:
+        """The sum of the outer products of the deviations of all draws: of both halves, by Chan's update."""
+        (a, _), (b, _) = self.first, self.second
+        shift, of_both = (b.mean - a.mean).flatten(), float(a.draws * b.draws)
+        weight = of_both / max(float(a.draws + b.draws), 1)
+        return a.products + b.products + torch.outer(shift, shift) * weight
+
+    def are_numbers(self) -> bool:
+        """Whether no square in windows of halves has overflown."""
+        windows = (*self.first, *self.second)
+        return all(bool(window.products.isfinite().all()) for window in windows)
 
 
 def approach_steps(warmup: int) -> int:
@@ -142,14 +167,21 @@ def accumulate(window: Window, x: Tensor) -> Window:
     )
 
 
-def on_host(window: Window) -> Window:
-    """The window on the CPU."""
-    return Window(*(value.cpu() for value in window))
+def on_host(windows: Any) -> Any:
+    """A window, or nested tuples of windows, on the CPU."""
+    return _each(windows, Tensor.cpu)
 
 
-def emptied(window: Window) -> Window:
-    """An empty window of the same kind."""
-    return Window(*(torch.zeros_like(value) for value in window))
+def emptied(windows: Any) -> Any:
+    """An empty window of the same kind, or nested tuples of such."""
+    return _each(windows, torch.zeros_like)
+
+
+def _each(windows: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """All tensors of nested tuples, changed."""
+    if isinstance(windows, Tensor):
+        return change(windows)
+    return type(windows)(*(_each(part, change) for part in windows))
 
 
 def deviations(window: Window, before: Tensor) -> Tensor:
@@ -196,31 +228,46 @@ def variances(scale: Tensor, event_shape: torch.Size) -> Tensor:
     return known.diagonal().reshape(event_shape)
 
 
-def pays(first: Window, second: Window, before: Tensor) -> bool:
+def pays(first: Half, second: Half, before: Tensor) -> bool:
     """Whether trajectories by a factor would be much shorter than by a diagonal.
 
     Each half of the chains finds both for the other half: what they do not have in common is chance.
     (A half without draws has the scales so far for both.) A trajectory has as many leapfrog steps as
-    the law is longer than narrow in scaled space.
+    the law is longer than narrow in scaled space. Along narrow directions gradients are steep, so it
+    has as many as the product of the law's length and the largest root mean square of a gradient too:
+    of a normal law the same, of laws with wide gaps less. A factor pays where both say so.
 
     Args:
-        first: A window of half of the chains.
-        second: A window of the other half.
+        first: The windows of half of the chains.
+        second: Those of the other half.
         before: The scales so far.
     """
 
-    def shorter(found: Window, of: Window) -> float:
-        law, diagonal = factor(of, before), deviations(found, before).flatten()
-        by_factor = torch.linalg.solve_triangular(factor(found, before), law, upper=False)
-        return _elongation(law / diagonal[:, None]) / _elongation(by_factor)
+    def shorter(found: Half, of: Half) -> bool:
+        law = factor(of.positions, before)
+        diagonal = deviations(found.positions, before).flatten().diag()
+        root = factor(found.positions, before)
+        lengths, slopes = [], []
+        for scale in (diagonal, root):
+            within = torch.linalg.solve_triangular(scale, law, upper=False)
+            lengths.append(torch.linalg.svdvals(wide(within)))
+            slopes.append(_steepness(of.gradients, wide(scale)))
+        narrower = float(_elongation(lengths[0]) / _elongation(lengths[1]))
+        steeper = float(lengths[0][0] * slopes[0] / (lengths[1][0] * slopes[1]))
+        return narrower > SHORTER and steeper > STEEPER
 
-    return min(shorter(first, second), shorter(second, first)) > SHORTER
+    return shorter(first, second) and shorter(second, first)
 
 
-def _elongation(root: Tensor) -> float:
-    """How many times as long as narrow a law is, by a root `(d, d)` of its covariance."""
-    lengths = torch.linalg.svdvals(wide(root))
-    return float(lengths[0] / lengths[-1])
+def _elongation(lengths: Tensor) -> Tensor:
+    """How many times as long as narrow a law is, `()`, by the singular values of a root of its covariance."""
+    return lengths[0] / lengths[-1]
+
+
+def _steepness(gradients: Window, scale: Tensor) -> Tensor:
+    """The largest root mean square of gradients in a scaled space, `()`, but for what is common to all scales."""
+    squares: Tensor = torch.linalg.eigvalsh(scale.T @ gradients.products @ scale)
+    return squares[-1].sqrt()
 
 
 def fisher_scales(window: Window, before: Tensor) -> tuple[Tensor, Tensor]:
@@ -272,9 +319,9 @@ class Scales(PartDefaults):
     ) -> tuple[Any, Halves, int]:
         """As `Part.begin`."""
         d, seen = state.x.shape[1:].numel(), self._seen(state)
-        halves = self.metric == "auto" and 1 < d <= MOST_DENSE
-        half = begin_window(seen, halves)
-        return state, Halves(begin_window(seen, halves or self.metric == "dense"), half, half), 0
+        half = begin_window(seen, self.metric == "auto" and 1 < d <= MOST_DENSE)
+        both = Half(half, half)
+        return state, Halves(begin_window(seen, self.metric == "dense"), both, both), 0
 
     def learn(
         self, state: Any, memory: Halves, lesson: Lesson
@@ -283,10 +330,7 @@ class Scales(PartDefaults):
         counts, ends = window_end(lesson.step, lesson.warmup)
         if not counts:
             return state, memory, None
-        x = lesson.living(self._seen(state))
-        parts = (x, *x.tensor_split(2)) if len(memory.first.products) else (x,)
-        seen = (accumulate(*both) for both in zip(memory, parts, strict=False))
-        memory = Halves(*seen, *memory[len(parts) :])
+        memory = self._accumulated(memory, state, lesson)
         if not ends:
             return state, memory, None
         before = state.scale
@@ -294,21 +338,47 @@ class Scales(PartDefaults):
         grown = mean_growth(before, after, state.x.shape[1:])
         shrunk = {name: getattr(state, name) / grown for name in self.lengths}
         change = Change(before, after, spread)
-        return state._replace(scale=after, **shrunk), Halves(*map(emptied, memory)), change
+        return state._replace(scale=after, **shrunk), emptied(memory), change
+
+    def _accumulated(self, memory: Halves, state: Any, lesson: Lesson) -> Halves:
+        """The memory with a step added. A chain is of the same half whichever others have failed."""
+        memory = memory._replace(pooled=accumulate(memory.pooled, lesson.living(self._seen(state))))
+        if not len(memory.first.positions.products):
+            return memory
+        by_half = zip(
+            *(v.tensor_split(2) for v in (state.x, state.grad, lesson.alive)), strict=True
+        )
+        halves = (
+            Half(
+                *(
+                    accumulate(w, v if lesson.all_alive else v[alive])
+                    for w, v in zip(half, seen, strict=True)
+                )
+            )
+            for half, (*seen, alive) in zip(memory[1:], by_half, strict=True)
+        )
+        return Halves(memory.pooled, *halves)
 
     def _found(self, memory: Halves, before: Tensor) -> tuple[Tensor, Tensor]:
         """The scales after a window, and those that it has found, which with "none" are others."""
         if self.metric == "fisher":
             return fisher_scales(memory.pooled, before)
-        if len(memory.pooled.products) and bool(memory.pooled.products.isfinite().all()):
-            pooled, first, second = map(on_host, memory)  # some devices have no decompositions
-            known = before.cpu()
-            if self.metric == "dense" or pays(first, second, known):
-                found = factor(pooled, known).to(before.device)
-                return found, found
+        root = self._root(memory, before)
+        if root is not None:
+            return root, root
         known = variances(before, memory.pooled.mean.shape).sqrt()
         spread = _where_positive(deviations(memory.pooled, before), known)
         return before if self.metric in ("none", "dense") else spread, spread
+
+    def _root(self, memory: Halves, before: Tensor) -> Tensor | None:
+        """The Cholesky factor that a window has found, None where scales are to be none."""
+        memory, known = on_host(memory), before.cpu()  # some devices have no decompositions
+        window, (_, first, second) = memory.pooled, memory
+        if len(first.positions.products) and memory.are_numbers() and pays(first, second, known):
+            window = window._replace(products=memory.products)
+        if not len(window.products) or not bool(window.products.isfinite().all()):
+            return None
+        return factor(window, known).to(before.device)
 
     def _seen(self, state: Any) -> Tensor:
         """What windows are made of: the draws, and with "fisher" the gradients beside them."""
