@@ -33,8 +33,8 @@ __all__ = [
 
 HALF_MOST = 65504.0
 """The largest number of float16: what is not above it every dtype has."""
-BLOCK, LINE = 8, 16
-"""Rows of a block of a product with a matrix, and entries of float32 in a line of memory."""
+MULTIPLE, LINE = 8, 16
+"""To multiples of what rows of a product, and entries of a row, are filled (16 of float32 are a line of memory)."""
 
 
 def across(values: Tensor, x: Tensor) -> Tensor:
@@ -81,7 +81,7 @@ def row_product(x: Tensor, matrix: Tensor) -> Tensor:
     if torch.compiler.is_compiling():
         return x @ matrix
     (n, d), e = x.shape, matrix.shape[1]
-    rows = pad(x, (0, -d % LINE, 0, -n % BLOCK))
+    rows = pad(x, (0, -d % LINE, 0, -n % MULTIPLE))
     return (rows @ pad(matrix, (0, -e % LINE, 0, -d % LINE)))[:n, :e]
 
 

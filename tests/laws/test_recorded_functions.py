@@ -264,6 +264,7 @@ USUAL = {
     "core.noise.derive": {"seed": [0, 3, 2**63, 2**64 - 1]},
     "core.rows.select_rows": {"chosen": CHOSEN, "new": TENSORS[:4], "old": [-PLAIN]},
     "core.rows.across": {"values": [*ROWS, PLAIN.new_tensor(2.0)]},
+    "core.rows.row_product": {"matrix": [some(3, 3), PLAIN[:3]]},
     "core.rows.add_scaled": {"y": [-PLAIN], "factor": [0.5, PLAIN.new_tensor(2.0), *ROWS]},
     "core.sealed.from_bytes": {"content": [to_bytes({"a": PLAIN}), b"", b"x", b"\0" * 8]},
     "core.sealed.to_bytes": {
