@@ -532,7 +532,7 @@ def test_one_dimension_is_refused(shape, solver):
     [
         (lambda: MCLMC(step_size=-1.0), "step_size"),
         (lambda: MCLMC(length=0.0), "length"),
-        (lambda: MCLMC(metric="dense"), "metric"),
+        (lambda: MCLMC(metric="full"), "metric"),
         (lambda: MCLMC(integrator="euler"), "integrator"),
         (lambda: MCLMC(energy_variance=0.0), "energy_variance"),
         (lambda: AdjustedMCLMC(leapfrogs=0), "leapfrogs"),

@@ -52,7 +52,7 @@ from scoretk.solvers.warmup.adaptation import Adaptation, Approach
 from scoretk.solvers.warmup.learning import Part, Trial
 from scoretk.solvers.warmup.length import SquaredJumps, TimedTrajectory
 from scoretk.solvers.warmup.plan import takes_pilot
-from scoretk.solvers.warmup.scales import METRICS, Scales
+from scoretk.solvers.warmup.scales import METRICS, Scales, first_scales, other_shapes
 from scoretk.solvers.warmup.step_size import DualAveraging, number
 from scoretk.solvers.warmup.tuned import Tunable
 
@@ -118,15 +118,10 @@ class Hamiltonian(Tunable):
 
     def reshaped(self, x: Tensor) -> Mapping[str, tuple[int, ...]]:
         """As `scoretk.solvers.base.Traits` says: scales may become a Cholesky factor."""
-        d = x.shape[1:].numel()
-        return {"scale": (d, d)} if self.metric == "auto" else {}
+        return other_shapes(self.metric, x)
 
     def _start(self, field: StaticField, x: Tensor, length: float) -> HMCState:
-        shape = x.shape[1:]
-        if self.metric == "dense":
-            scale = torch.eye(shape.numel(), dtype=x.dtype, device=x.device)
-        else:
-            scale = x.new_ones(shape)
+        scale = first_scales(self.metric, x)
         size = number(0.1 if self._eps is None else self._eps)
         step = torch.zeros((), dtype=torch.int64)
         return HMCState(x, *field.energy_and_grad(x), step, size, scale, number(length))

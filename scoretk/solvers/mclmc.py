@@ -2,7 +2,7 @@ r"""Microcanonical Langevin Monte Carlo, unadjusted and adjusted.
 
 The velocity has length one, and the gradient only changes its direction. In d dimensions, with
 scales S, the position x moves along S u, |u| = 1. A constant gradient turns u by a closed form:
-over a time t, with g = S grad E(x), e = -g / |g|, c = <e, u> and delta = t |g| / (d - 1),
+over a time t, with g = S^T grad E(x), e = -g / |g|, c = <e, u> and delta = t |g| / (d - 1),
 
     u' = (u + e (sinh delta + c (cosh delta - 1))) / D,    D = cosh delta + c sinh delta
 
@@ -76,13 +76,13 @@ from scoretk.fields.protocols import NoiseSource
 from scoretk.fields.resolve import StaticField
 from scoretk.solvers.base import Info
 from scoretk.solvers.hmc import SHARED, HMCState
-from scoretk.solvers.parts.leapfrog import DIVERGENCE, Point
+from scoretk.solvers.parts.leapfrog import DIVERGENCE, Point, pull, stretch
 from scoretk.solvers.parts.metropolis import metropolis
 from scoretk.solvers.warmup.adaptation import Adaptation, Approach
 from scoretk.solvers.warmup.learning import Part, Trial
 from scoretk.solvers.warmup.length import Decorrelation, Multiple, Spread
 from scoretk.solvers.warmup.plan import takes_pilot
-from scoretk.solvers.warmup.scales import Scales
+from scoretk.solvers.warmup.scales import METRICS, Scales, first_scales, other_shapes
 from scoretk.solvers.warmup.step_size import DualAveraging, EnergyError, number
 from scoretk.solvers.warmup.tuned import Tunable
 
@@ -95,7 +95,6 @@ INTEGRATORS: dict[str, tuple[float, ...]] = {
 }
 """Shares of the step size: turn, drift, turn, ... Each drift costs a gradient."""
 
-METRICS = ("none", "diagonal", "fisher")
 QUARTER = math.pi / 2
 """A quarter of a Gaussian's period, over the root of its summed variances."""
 FIRST_STEPS = 10
@@ -111,7 +110,7 @@ class MCLMCState(NamedTuple):
 
     Position x and velocity of length one, each `(chains, *event_shape)`; energy `(chains,)` and its
     gradient, like x; the index of the next step; and what warmup tunes, as in `HMCState`: step size
-    `()`, scales like an event, length `()`.
+    `()`, scales like an event or `(d, d)`, length `()`.
     """
 
     x: Tensor
@@ -159,7 +158,7 @@ def turn(
 
     Args:
         velocity: u, of length one, `(chains, *event_shape)`.
-        gradient: g = S grad E, like it.
+        gradient: g = S^T grad E, like it.
         time: t, `()` or `(chains,)`.
         dim: d, at least 2.
         least: What a counts as at least in the energy, where u is known to rounding alone.
@@ -196,21 +195,21 @@ def isokinetic(
         velocity: u, of length one, `(chains, *event_shape)`.
         eps: The step size, `()` or `(chains,)`.
         steps: How many steps.
-        scale: S, a diagonal, like an event.
+        scale: S, like an event, or a Cholesky factor `(d, d)`.
         integrator: A name in `INTEGRATORS`.
     """
     shares, dim = INTEGRATORS[integrator], start.x.shape[1:].numel()
     turns, drifts = shares[::2], shares[1::2] * steps
     inner = (*turns[1:-1], turns[-1] + turns[0]) * (steps - 1)
     least = (ROUNDING * torch.finfo(start.x.dtype).eps) ** 2
-    x, (u, kinetic) = start.x, turn(velocity, scale * start.grad, turns[0] * eps, dim, least)
+    x, (u, kinetic) = start.x, turn(velocity, pull(scale, start.grad), turns[0] * eps, dim, least)
     for drift, share in zip(drifts[:-1], inner + turns[1:-1], strict=True):
-        x = x + across(drift * eps, x) * scale * u
-        u, change = turn(u, -scale * field.passing_score(x), share * eps, dim, least)
+        x = x + across(drift * eps, x) * stretch(scale, u)
+        u, change = turn(u, -pull(scale, field.passing_score(x)), share * eps, dim, least)
         kinetic = kinetic + change
-    x = x + across(drifts[-1] * eps, x) * scale * u
+    x = x + across(drifts[-1] * eps, x) * stretch(scale, u)
     energy, gradient = field.energy_and_grad(x)
-    u, change = turn(u, scale * gradient, turns[-1] * eps, dim, least)
+    u, change = turn(u, pull(scale, gradient), turns[-1] * eps, dim, least)
     return MicrocanonicalTrajectory(
         Point(x, energy, gradient), u, energy - start.energy + kinetic + change
     )
@@ -239,6 +238,10 @@ class _Isokinetic(Tunable):
         option("metric", self.metric, METRICS)
         option("integrator", self.integrator, INTEGRATORS)
 
+    def reshaped(self, x: Tensor) -> Mapping[str, tuple[int, ...]]:
+        """As `scoretk.solvers.base.Traits` says: scales may become a Cholesky factor."""
+        return other_shapes(self.metric, x)
+
     @property
     def _gradients(self) -> int:
         """How many gradients a step of the integrator costs: one a drift."""
@@ -262,7 +265,8 @@ class _Isokinetic(Tunable):
             )
         size = self.step_size if self.step_size is not None else math.sqrt(shape.numel()) / 4
         length = self.length if self.length is not None else length
-        return torch.zeros((), dtype=torch.int64), number(size), x.new_ones(shape), number(length)
+        scale = first_scales(self.metric, x)
+        return torch.zeros((), dtype=torch.int64), number(size), scale, number(length)
 
     def of_leapfrog(self, size: float, dim: int) -> float:
         """The step size whose drifts are each as long as a leapfrog step: |momentum| ~ sqrt(dim)."""
@@ -318,10 +322,11 @@ class MCLMC(_Isokinetic):
     Args:
         step_size: eps > 0, a length in scaled space; None to tune it in warmup.
         length: L > 0, over which the direction is forgotten, a length in scaled space; None to
-            bring it in warmup to .4 of the length in which positions decorrelate
+            bring it in warmup to .7 of the length in which the slowest position decorrelates
             (`warmup.length.Decorrelation`).
-        metric: "diagonal", "fisher" or "none": the scales learned in warmup
-            (`warmup.scales`).
+        metric: "auto", "diagonal", "fisher", "dense" or "none": the scales learned in warmup
+            (`warmup.scales`); "auto" is dense where coordinates are strongly correlated, and else
+            diagonal.
         integrator: "minimal-norm" (two gradients a step) or "leapfrog" (one).
         energy_variance: The mean square of W per dimension that warmup tunes the step size to: the
             smaller, the less bias.
@@ -332,7 +337,7 @@ class MCLMC(_Isokinetic):
 
     step_size: float | None = None
     length: float | None = None
-    metric: str = "diagonal"
+    metric: str = "auto"
     integrator: str = "minimal-norm"
     energy_variance: float = 5e-4
 
@@ -422,8 +427,9 @@ class AdjustedMCLMC(_Isokinetic):
             the step be compiled).
         jitter: The half width, in [0, 1), of the uniform factor about 1 that multiplies each
             trajectory's step size.
-        metric: "diagonal", "fisher" or "none": the scales learned in warmup
-            (`warmup.scales`).
+        metric: "auto", "diagonal", "fisher", "dense" or "none": the scales learned in warmup
+            (`warmup.scales`); "auto" is dense where coordinates are strongly correlated, and else
+            diagonal.
         integrator: "minimal-norm" (two gradients a step) or "leapfrog" (one).
         accept: The mean acceptance, in (0, 1), that warmup tunes the step size to.
         most: The largest number of steps in a trajectory.
@@ -440,7 +446,7 @@ class AdjustedMCLMC(_Isokinetic):
     length: float | None = None
     leapfrogs: int | None = None
     jitter: float = 0.25
-    metric: str = "diagonal"
+    metric: str = "auto"
     integrator: str = "minimal-norm"
     accept: float = 0.9
     _: KW_ONLY

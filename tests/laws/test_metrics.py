@@ -44,7 +44,14 @@ def run_of(solver, field, **options):
 
 
 def test_these_have_it_by_default():
-    assert set(KERNELS) == {"HMC", "ChEES", "NUTS", "PreconditionedLangevin"}
+    assert set(KERNELS) == {
+        "HMC",
+        "ChEES",
+        "NUTS",
+        "PreconditionedLangevin",
+        "MCLMC",
+        "AdjustedMCLMC",
+    }
 
 
 @pytest.mark.parametrize("name", KERNELS)

@@ -36,6 +36,7 @@ __all__ = [
     "leapfrog",
     "one_step",
     "paces",
+    "pull",
     "stretch",
     "unstretch",
 ]
@@ -93,6 +94,13 @@ def pulled(scale: Tensor, gradient: Tensor) -> Tensor:
     if not is_factor(scale, gradient.shape[1:]):
         return gradient
     return row_product(gradient.reshape(len(gradient), -1), scale).reshape(gradient.shape)
+
+
+def pull(scale: Tensor, gradient: Tensor) -> Tensor:
+    """The gradient `S^T g` in scaled space of a gradient g, like it."""
+    if not is_factor(scale, gradient.shape[1:]):
+        return scale * gradient
+    return pulled(scale, gradient)
 
 
 def unstretch(scale: Tensor, x: Tensor) -> Tensor:

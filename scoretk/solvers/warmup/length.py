@@ -22,12 +22,16 @@ from the root of the summed variances, `Multiple` from the step size.
 `Decorrelation` takes it from how soon positions decorrelate. In a window of T steps of size eps let
 V_i be the variance of coordinate i, and B_i the variance over chains of its mean in the window:
 
-    tau_i = T B_i / V_i,    L <- sqrt(L factor eps max(1, mean_i tau_i))
+    tau_i = T B_i / V_i,    tau = k / (k + 6) sum_i tau_i^4 / sum_i tau_i^3,
+    L <- sqrt(L factor eps max(1, tau))
 
 tau_i is the autocorrelation time in steps where T is much longer, and T at most: chains that hardly
-move make no length beyond `factor` times their own path. The root is taken because the length in
-which positions decorrelate falls as L grows, as 1 / L where chains diffuse: without it L would leap
-to and fro from window to window. The first window, before which L is a guess, ends with `Spread`.
+move make no length beyond `factor` times their own path. tau is nearly that of the slowest
+coordinate, for which a run has to last. (B_i of k + 1 chains scatters as chi-square with k degrees
+of freedom, which makes the ratio of sums (k + 6) / k times too large.) The root is taken because the
+length in which positions decorrelate falls as L grows, as 1 / L where chains diffuse: without it L
+would leap to and fro from window to window. The first window, before which L is a guess, ends with
+`Spread`.
 
 References:
     Hoffman, Radul, Sountsov, "An adaptive-MCMC scheme for setting trajectory lengths in Hamiltonian
@@ -35,7 +39,8 @@ References:
     Sountsov, Hoffman, "Focusing on difficult directions for learning HMC trajectory lengths"
     (2021), for the rate and the direction.
     Robnik, Seljak, "Fluctuation without dissipation: microcanonical Langevin Monte Carlo" (2024),
-    for the spread, and for .4 of the length in which positions decorrelate.
+    for the spread, and for a share of the length in which positions decorrelate (there .4 of the
+    mean over coordinates).
 """
 
 from __future__ import annotations
@@ -49,9 +54,9 @@ from torch import Tensor
 
 from scoretk.core.devices import wide, widest
 from scoretk.fields.protocols import NoiseSource
-from scoretk.solvers.parts.leapfrog import Trajectory, stretch, unstretch
+from scoretk.solvers.parts.leapfrog import Trajectory, is_factor, stretch, unstretch
 from scoretk.solvers.warmup.learning import Change, Lesson, Nothing, PartDefaults, counted_of
-from scoretk.solvers.warmup.scales import mean_growth, window_end
+from scoretk.solvers.warmup.scales import mean_growth, variances, window_end
 from scoretk.solvers.warmup.step_size import number
 
 __all__ = [
@@ -98,13 +103,14 @@ class Wandering(NamedTuple):
 
     `sums` `(chains, *event_shape)`: the sum of each chain's positions; `steps` `()`: how many there
     are; `between`, like an event: once the window has ended T times the variance over chains of
-    their means, NaN for a single chain; `step_size` `()`: that of the window's end; `windows` `()`:
-    how many have ended.
+    their means, NaN for a single chain; `chains` `()`: how many these are; `step_size` `()`: that of
+    the window's end; `windows` `()`: how many have ended.
     """
 
     sums: Tensor
     steps: Tensor
     between: Tensor
+    chains: Tensor
     step_size: Tensor
     windows: Tensor
 
@@ -300,6 +306,21 @@ class SquaredJumps:
         return memory._replace(ascent=ascent), length
 
 
+def extent(root: Tensor, scale: Tensor, event_shape: torch.Size) -> float:
+    """The root of a law's summed variances in scaled space.
+
+    Args:
+        root: A root of its covariance: standard deviations, like an event, or a Cholesky factor
+            `(d, d)`.
+        scale: S, of either form.
+        event_shape: The shape of an event.
+    """
+    if not (is_factor(root, event_shape) or is_factor(scale, event_shape)):
+        return float((root / scale).square().sum().sqrt())
+    columns = root.T if is_factor(root, event_shape) else torch.diag(root.flatten())
+    return float(unstretch(scale, columns.reshape(-1, *event_shape)).norm())
+
+
 @dataclass(frozen=True)
 class Spread(PartDefaults):
     """Learns the state's `length` as a multiple of the root of the summed variances.
@@ -317,7 +338,7 @@ class Spread(PartDefaults):
         if change.spread is None or change.after is None:
             return state, memory
         return state._replace(
-            length=number(self.factor * float((change.spread / change.after).square().sum().sqrt()))
+            length=number(self.factor * extent(change.spread, change.after, state.x.shape[1:]))
         ), memory
 
 
@@ -328,10 +349,10 @@ class Decorrelation(PartDefaults):
     A single chain has nothing to be compared with: its length is that of `Spread`.
 
     Args:
-        factor: The length over that in which positions decorrelate.
+        factor: The length over that in which the slowest position decorrelates.
     """
 
-    factor: float = 0.4
+    factor: float = 0.7
 
     def begin(
         self, kernel: Any, field: Any, state: Any, noise: NoiseSource, alive: Tensor
@@ -339,7 +360,8 @@ class Decorrelation(PartDefaults):
         """As `Part.begin`."""
         sums = torch.zeros_like(state.x, dtype=widest(state.x.device))
         none = number(0.0)
-        return state, Wandering(sums, none, torch.zeros_like(sums[0]), state.step_size, none), 0
+        between = torch.zeros_like(sums[0])
+        return state, Wandering(sums, none, between, none, state.step_size, none), 0
 
     def learn(
         self, state: Any, memory: Wandering, lesson: Lesson
@@ -353,20 +375,37 @@ class Decorrelation(PartDefaults):
             return state, memory._replace(sums=sums, steps=steps), None
         means = lesson.living(sums) / float(steps)
         between = float(steps) * (means.var(0) if len(means) > 1 else torch.nan * sums[0])
-        emptied, windows = torch.zeros_like(sums), memory.windows + 1
-        return state, Wandering(emptied, number(0.0), between, state.step_size, windows), None
+        ended = memory._replace(
+            sums=torch.zeros_like(sums),
+            steps=number(0.0),
+            between=between,
+            chains=number(float(len(means))),
+            step_size=state.step_size,
+            windows=memory.windows + 1,
+        )
+        return state, ended, None
 
     def changed(self, state: Any, memory: Wandering, change: Change) -> tuple[Any, Wandering]:
         """As `Part.changed`: after a window the length follows what it found, in the new scales."""
         if change.before is None or change.after is None or change.spread is None:
             return state, memory
-        steps = float((memory.between / wide(change.spread).square()).mean())
+        steps = self._slowest(memory, variances(change.spread, state.x.shape[1:]))
         if float(memory.windows) < 2 or not math.isfinite(steps):
             return Spread().changed(state, Nothing(), change)[0], memory
         grown = mean_growth(change.before, change.after, state.x.shape[1:])
         decorrelated = float(memory.step_size) * max(steps, 1.0)
         length = math.sqrt(float(state.length) * self.factor * decorrelated) / grown
         return state._replace(length=number(length)), memory
+
+    def _slowest(self, memory: Wandering, variance: Tensor) -> float:
+        """The autocorrelation time in steps of nearly the slowest coordinate.
+
+        Args:
+            memory: The memory after a window.
+            variance: The variances that the window found, like an event.
+        """
+        times, k = memory.between / wide(variance), float(memory.chains) - 1
+        return float(times.pow(4).sum() / times.pow(3).sum()) * k / (k + 6)
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -54,8 +54,10 @@ __all__ = [
     "deviations",
     "emptied",
     "factor",
+    "first_scales",
     "fisher_scales",
     "mean_growth",
+    "other_shapes",
     "pays",
     "window_end",
 ]
@@ -111,6 +113,20 @@ class Halves(NamedTuple):
         """Whether no square in windows of halves has overflown."""
         windows = (*self.first, *self.second)
         return all(bool(window.products.isfinite().all()) for window in windows)
+
+
+def first_scales(metric: str, x: Tensor) -> Tensor:
+    """The scales 1 before any are learned: like an event of x, or `(d, d)` with "dense"."""
+    shape = x.shape[1:]
+    if metric == "dense":
+        return torch.eye(shape.numel(), dtype=x.dtype, device=x.device)
+    return x.new_ones(shape)
+
+
+def other_shapes(metric: str, x: Tensor) -> Mapping[str, tuple[int, ...]]:
+    """The shape that scales may become in warmup besides their first one: `Traits.reshaped`."""
+    d = x.shape[1:].numel()
+    return {"scale": (d, d)} if metric == "auto" else {}
 
 
 def approach_steps(warmup: int) -> int:
