@@ -5,6 +5,7 @@ The laws are of every solver that has it, found by its signature.
 
 import inspect
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -340,6 +341,49 @@ def test_a_factor_makes_no_chain_hang_on_those_beside_it(name, dim, batch):
     solver = made(name, "dense")
     whole, parts = (run_of(solver, neighbours(dim), batch=b, **options) for b in (None, batch))
     assert torch.equal(parts.x, whole.x)
+
+
+@pytest.mark.parametrize("shape", [(6,), (2, 3)])
+@pytest.mark.parametrize("metric", ["diagonal", "dense"])
+@pytest.mark.parametrize("name", KERNELS)
+def test_scales_are_a_change_of_coordinates(name, metric, shape):
+    """A chain with scales S is S times the chain without, on E(S y) and by the same noise. Mutants: S for S^T, either way."""
+    generator = torch.Generator().manual_seed(4)
+    scale = torch.rand(6, generator=generator, dtype=torch.float64).add(0.5).diag()
+    if metric == "dense":
+        scale = scale + torch.randn(6, 6, generator=generator, dtype=torch.float64).tril(-1)
+
+    def stretched(y):
+        return (y.flatten(1) @ scale.T).reshape(y.shape)
+
+    def energy(x):
+        x = x.flatten(1)
+        return (x.square() / 2 + x.pow(4) / 20).sum(1) + (x[:, 0] * x[:, 1]).sin()
+
+    field = stk.Energy(energy, shape)
+    within = stk.Energy(lambda y: energy(stretched(y)), shape)
+    solver = made(name, metric).tuned_by(run_of(made(name, metric), field, chains=4, warmup=30))
+    short = {k: torch.full_like(v, 0.3) for k, v in solver.values.items() if k != "scale"}
+    values = short | {"scale": scale if metric == "dense" else scale.diag().reshape(shape)}
+    ones = short | {"scale": torch.ones(shape, dtype=torch.float64)}
+    init = torch.randn(8, *shape, generator=generator, dtype=torch.float64)
+    x, y = (
+        run_of(
+            replace(solver, solver=made(name, kind), values=known),
+            law,
+            init=start,
+            chains=None,
+            warmup=0,
+            steps=5,
+        ).x
+        for kind, known, law, start in (
+            (metric, values, field, stretched(init)),
+            ("diagonal", ones, within, init),
+        )
+    )
+    assert len(x[:, -1].unique(dim=0)) == 8
+    assert not torch.equal(x[:, 0], x[:, -1])
+    np.testing.assert_allclose(x.flatten(0, 1), stretched(y.flatten(0, 1)), rtol=1e-8, atol=1e-9)
 
 
 class Stop(Exception):
