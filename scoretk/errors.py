@@ -44,7 +44,8 @@ SHOWN, LONGEST = 80, 2000
 _REPR = Repr()
 MOST_NAMES = 12
 """The most names that a message lists."""
-_REPR.maxstring = _REPR.maxother = _REPR.maxlong = 2 * SHOWN
+_REPR.maxother = _REPR.maxlong = 2 * SHOWN
+_REPR.maxstring = SHOWN  # of a long path the end says most: texts are shown by both ends
 _REPR.maxlist = _REPR.maxtuple = _REPR.maxdict = _REPR.maxset = _REPR.maxfrozenset = (
     _REPR.maxdeque
 ) = _REPR.maxarray = SHOWN
@@ -312,7 +313,7 @@ def first_line(error: BaseException) -> str:
 
 
 def _short(value: object) -> str:
-    """How a message shows a value: an array by its shape, all else by the beginning of its repr."""
+    """How a message shows a value: an array by its shape, a text by both ends, all else by the beginning of its repr."""
     try:
         shape = getattr(value, "shape", None)
         if isinstance(shape, tuple):

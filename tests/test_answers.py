@@ -178,6 +178,14 @@ def test_a_message_shows_the_beginning_of_a_value(value):
     assert len(str(InvalidArgument("x", value, "something else"))) < SHOWN + 40
 
 
+@pytest.mark.parametrize("length", [10, 60, 100, 5000])
+def test_of_a_long_path_the_end_is_shown(length):
+    """Its name says most. A mutant: texts cut at their end."""
+    shown = str(InvalidArgument("path", f"/{'folder/' * length}draws.nc", "a path"))
+    assert "got '/folder/" in shown
+    assert shown.endswith("draws.nc'")
+
+
 def test_no_message_is_long():
     for error in (
         InvalidArgument("x", 3, "y" * 10**5, "z" * 10**5),

@@ -827,7 +827,7 @@ def test_adjusted_mclmc_takes_the_steps_that_its_length_needs():
         np.testing.assert_allclose(state.x.numpy(), x, rtol=1e-8)
         assert info["evaluations"].tolist() == [told["evaluations"]] * N
     assert stk.AdjustedMCLMC()._length_parts() == (Spread(math.pi / 2),)
-    assert stk.MCLMC()._length_parts() == (Decorrelation(0.4),)
+    assert stk.MCLMC()._length_parts() == (Decorrelation(),)
 
 
 def test_five_steps_at_each_level_where_nobody_says_how_many():
