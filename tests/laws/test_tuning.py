@@ -283,14 +283,14 @@ def test_the_extent_of_a_law_is_the_root_of_its_summed_variances_in_scaled_space
 
 
 def wandering(x, alive=None, windows=1):
-    """The length after a window with these positions, `(75, chains, 2 n)`, at a step size of .3 and a length of 7.
+    """The length after a window with these positions, `(75, chains, 2 n)`, at a step size of .3 and a length of .25.
 
     The scales grow from (1, 2) to (.5, .5) with its end; so many windows have ended before.
     """
     warmup, pairs = 100, x.shape[2] // 2
     before, after = torch.tensor([1.0, 2.0] * pairs), torch.tensor([0.5, 0.5] * pairs)
     alive = torch.ones(x.shape[1], dtype=torch.bool) if alive is None else torch.tensor(alive)
-    state = State(x=x[0], step_size=0.3, length=torch.tensor(7.0).double())
+    state = State(x=x[0], step_size=0.3, length=torch.tensor(0.25).double())
     part = length.Decorrelation()
     state, memory, spent = part.begin(None, None, state, None, alive)
     memory = memory._replace(windows=memory.windows + windows)
@@ -322,8 +322,8 @@ def autoregressive(rho, chains=400, steps=75, pairs=1):
 
 
 def autocorrelation_time(found):
-    """That of which a length is made: the root of 7 and of .7 of the length, in scales that have grown."""
-    return (found * np.sqrt(0.5 * 0.25)) ** 2 / (7 * 0.7 * 0.3)
+    """That of which a length is made: the root of .25 and of .7 of the length, in scales that have grown."""
+    return (found * np.sqrt(0.5 * 0.25)) ** 2 / (0.25 * 0.7 * 0.3)
 
 
 def exact_time(rho, n=75):
@@ -356,6 +356,16 @@ def test_a_length_has_bounds_for_chains_that_stay_and_chains_that_leap():
     assert stay == pytest.approx(75 * one_less * 49 / 55)
     leaps = start * (-1.0) ** torch.arange(75)[:, None, None]
     assert autocorrelation_time(wandering(leaps)) == pytest.approx(1)
+
+
+def test_a_length_is_three_times_the_root_of_the_summed_variances_at_most():
+    """Chains that stay in modes never decorrelate. A mutant: a bound by the scales of before."""
+    x = autoregressive(0.5, chains=50, pairs=20)
+    x[:, :, 0] = 10.0 * (-1.0) ** torch.arange(50)
+    x = x / 12  # in scaled space a sixth wide, so that 75 steps of .3 are longer than that
+    x[:, :, 0] *= 0.1
+    expected = 3 * (x.flatten(0, 1).std(0) / 0.5).square().sum().sqrt()
+    assert wandering(x) == pytest.approx(float(expected))
 
 
 def test_a_length_is_of_the_chains_that_are_well():

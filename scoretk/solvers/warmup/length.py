@@ -23,15 +23,16 @@ from the root of the summed variances, `Multiple` from the step size.
 V_i be the variance of coordinate i, and B_i the variance over chains of its mean in the window:
 
     tau_i = T B_i / V_i,    tau = k / (k + 6) sum_i tau_i^4 / sum_i tau_i^3,
-    L <- sqrt(L factor eps max(1, tau))
+    L <- min(sqrt(L factor eps max(1, tau)), 3 R)
 
 tau_i is the autocorrelation time in steps where T is much longer, and T at most: chains that hardly
 move make no length beyond `factor` times their own path. tau is nearly that of the slowest
 coordinate, for which a run has to last. (B_i of k + 1 chains scatters as chi-square with k degrees
 of freedom, which makes the ratio of sums (k + 6) / k times too large.) The root is taken because the
 length in which positions decorrelate falls as L grows, as 1 / L where chains diffuse: without it L
-would leap to and fro from window to window. The first window, before which L is a guess, ends with
-`Spread`.
+would leap to and fro from window to window. R is the root of the summed variances, as `Spread` has
+it: where chains stay in modes nothing would bound L otherwise. The first window, before which L is a
+guess, ends with R.
 
 References:
     Hoffman, Radul, Sountsov, "An adaptive-MCMC scheme for setting trajectory lengths in Hamiltonian
@@ -82,6 +83,8 @@ Much below it hides what is slow along a bent valley, far above it a heavy tail 
 """
 OF_DEVIATION = 0.76
 """The criterion's maximum along a Gaussian direction, over the standard deviation there."""
+MOST_WIDTHS = 3.0
+"""How many times the root of the summed variances a length by decorrelation is at most."""
 FIRST_LEAPFROGS = 2
 """The length, in steps, of the first trajectories after an approach."""
 
@@ -389,13 +392,15 @@ class Decorrelation(PartDefaults):
         """As `Part.changed`: after a window the length follows what it found, in the new scales."""
         if change.before is None or change.after is None or change.spread is None:
             return state, memory
-        steps = self._slowest(memory, variances(change.spread, state.x.shape[1:]))
+        shape = state.x.shape[1:]
+        width = extent(change.spread, change.after, shape)
+        steps = self._slowest(memory, variances(change.spread, shape))
         if float(memory.windows) < 2 or not math.isfinite(steps):
-            return Spread().changed(state, Nothing(), change)[0], memory
-        grown = mean_growth(change.before, change.after, state.x.shape[1:])
+            return state._replace(length=number(width)), memory
+        grown = mean_growth(change.before, change.after, shape)
         decorrelated = float(memory.step_size) * max(steps, 1.0)
         length = math.sqrt(float(state.length) * self.factor * decorrelated) / grown
-        return state._replace(length=number(length)), memory
+        return state._replace(length=number(min(length, MOST_WIDTHS * width))), memory
 
     def _slowest(self, memory: Wandering, variance: Tensor) -> float:
         """The autocorrelation time in steps of nearly the slowest coordinate.
