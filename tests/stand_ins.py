@@ -426,3 +426,240 @@ def law_of(dist):
     own = {"__call__": lambda self: self.sample(), "shape": lambda self: self._extended_shape()}
     dist.__class__ = type(kind.__name__, (kind,), own)
     return dist
+
+
+# normalizing flows
+
+
+class Map(nn.Module):
+    """A layer: one to one, each entry by itself, from the data to the noise, with the logarithm of its Jacobian.
+
+    `forward` and `inverse` of nflows; those of normflows are the other way round.
+    """
+
+    bounded = False
+
+    def __init__(self, kind, shift=0.0, log_scale=0.0, context_features=None, turned=False):
+        super().__init__()
+        self.kind, self.context_features, self.turned = kind, context_features, turned
+        self.register_buffer("shift", torch.as_tensor(shift).double())
+        self.register_buffer("log_scale", torch.as_tensor(log_scale).double())
+
+    def _moved(self, x, context):
+        return self.shift if context is None else self.shift + context[:, :1]
+
+    def to_noise(self, x, context=None):
+        if self.kind == "affine":
+            return (x - self._moved(x, context)) * self.log_scale.exp(), self.log_scale.expand_as(
+                x
+            ).sum(1)
+        if self.kind == "sigmoid":
+            return x.sigmoid(), (nn.functional.logsigmoid(x) + nn.functional.logsigmoid(-x)).sum(1)
+        if self.kind == "tanh":
+            return x.tanh(), (1 - x.tanh() ** 2).log().sum(1)
+        if self.kind == "square":  # of (0, 1) to itself
+            return x.square(), (2 * x).log().sum(1)
+        if self.kind == "noisy":
+            return x + torch.rand_like(x), 0 * x.sum(1)
+        assert self.kind == "flip"
+        return x.flip(1), 0 * x.sum(1)
+
+    def to_data(self, z, context=None):
+        x = {
+            "affine": lambda: z * (-self.log_scale).exp() + self._moved(z, context),
+            "sigmoid": z.logit,
+            "tanh": z.atanh,
+            "square": z.sqrt,
+            "noisy": lambda: z,
+            "flip": lambda: z.flip(1),
+        }[self.kind]()
+        return x, -self.to_noise(x, context)[1]
+
+    def forward(self, x, context=None):
+        return self.to_data(x, context) if self.turned else self.to_noise(x, context)
+
+    def inverse(self, z, context=None):
+        return self.to_noise(z, context) if self.turned else self.to_data(z, context)
+
+
+def layer(package, name, kind, *given, **options):
+    return of(f"{package}.transforms", name, Map)(
+        kind, *given, turned=package == "normflows", **options
+    )
+
+
+class Inverse(nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self._transform = inner
+
+    def forward(self, x, context=None):
+        return self._transform.inverse(x, context)
+
+    def inverse(self, z, context=None):
+        return self._transform.forward(z, context)
+
+
+class Composite(nn.Module):
+    def __init__(self, *layers):
+        super().__init__()
+        self._transforms = nn.ModuleList(layers)
+
+    def _each(self, layers, way, x, context):
+        total = 0.0
+        for part in layers:
+            x, log = getattr(part, way)(x, context)
+            total = total + log
+        return x, total
+
+    def forward(self, x, context=None):
+        return self._each(self._transforms, "forward", x, context)
+
+    def inverse(self, z, context=None):
+        return self._each(reversed(self._transforms), "inverse", z, context)
+
+
+class BaseOfNFlows(nn.Module):
+    def __init__(self, size, mean=0.0, log_std=0.0):
+        super().__init__()
+        self._shape = torch.Size([size])
+        self.register_buffer("mean_", torch.full((1, size), mean).double())
+        self.register_buffer("log_std_", torch.full((1, size), log_std).double())
+
+    def _compute_params(self, context):
+        return context[:, :1] + self.mean_, self.log_std_
+
+    def log_prob(self, z, context=None):
+        mean, log_std = (
+            (self.mean_, self.log_std_) if context is None else self._compute_params(context)
+        )
+        return (-(((z - mean) / log_std.exp()) ** 2) / 2 - log_std - math.log(2 * math.pi) / 2).sum(
+            1
+        )
+
+
+class FlowOfNFlows(nn.Module):
+    def __init__(self, transform, base):
+        super().__init__()
+        self._transform, self._distribution, self._embedding_net = transform, base, nn.Identity()
+
+    def log_prob(self, x, context=None):
+        z, log = self._transform(x, context)
+        own = context if type(self._distribution).__name__.startswith("Conditional") else None
+        return self._distribution.log_prob(z, own) + log
+
+
+def nflows(*layers, base="StandardNormal", size=2, **options):
+    transform = of("nflows.transforms", "CompositeTransform", Composite)(*layers)
+    law = of("nflows.distributions", base, BaseOfNFlows)(size, **options)
+    return of("nflows.flows", "Ours", FlowOfNFlows, of("nflows.flows", "Flow"))(transform, law)
+
+
+def inverse_of_nflows(inner):
+    return of("nflows.transforms", "InverseTransform", Inverse)(inner)
+
+
+class BaseOfNormFlows(nn.Module):
+    def __init__(self, size, temperature=None):
+        super().__init__()
+        self.shape, self.temperature = (size,), temperature
+        self.register_buffer("loc", torch.full((1, size), 0.5).double())
+        self.register_buffer("log_scale", torch.full((1, size), -0.25).double())
+
+    def log_prob(self, z, log_scale=None):
+        scale = self.log_scale + math.log(self.temperature or 1.0)
+        return (-(((z - self.loc) / scale.exp()) ** 2) / 2 - scale - math.log(2 * math.pi) / 2).sum(
+            1
+        )
+
+
+class FlowOfNormFlows(nn.Module):
+    def __init__(self, base, layers):
+        super().__init__()
+        self.q0, self.flows = base, nn.ModuleList(layers)
+
+    def forward(self, z):
+        for part in self.flows:
+            z = part(z)[0]
+        return z
+
+    def log_prob(self, x):
+        total = 0.0
+        for part in reversed(self.flows):
+            x, log = part.inverse(x)
+            total = total + log
+        return self.q0.log_prob(x) + total
+
+
+def normflows(*layers, base="DiagGaussian", size=2, **options):
+    law = of("normflows.distributions", base, BaseOfNormFlows)(size, **options)
+    return of("normflows", "NormalizingFlow", FlowOfNormFlows)(law, layers)
+
+
+class SequenceINN(nn.Module):
+    def __init__(self, size, *layers, conditions=()):
+        super().__init__()
+        self.dims_in, self.shapes = [(size,)], [(size,)]
+        self.module_list = nn.ModuleList(layers)
+        self.conditions = [*conditions] or [None] * len(layers)
+        for part, at in zip(layers, self.conditions, strict=True):
+            part.dims_c = [(1,)] if at is not None else []
+
+    def forward(self, x, c=None, rev=False):
+        total = 0.0
+        for part, at in (
+            reversed([*zip(self.module_list, self.conditions, strict=True)])
+            if rev
+            else zip(self.module_list, self.conditions, strict=True)
+        ):
+            own = None if at is None else c[at]
+            x, log = part.inverse(x, own) if rev else part(x, own)
+            total = total + log
+        return x, total
+
+
+def freia(*layers, size=2, conditions=()):
+    return of("FrEIA.framework", "SequenceINN", SequenceINN)(size, *layers, conditions=conditions)
+
+
+class Potential:
+    """A potential of sbi: the log density of parameters at an observation that it holds."""
+
+    device = "cpu"
+
+    def __init__(self, prior, chance=False):
+        self.prior, self.x_o, self.chance = prior, None, chance
+
+    def set_x(self, x, x_is_iid=True):
+        if x is not None and x.shape[-1] != 2:
+            raise ValueError("an observation of two numbers")
+        self.x_o, self.iid = x, x_is_iid
+
+    def return_x_o(self):
+        return self.x_o
+
+    def __call__(self, theta, track_gradients=True):
+        with torch.set_grad_enabled(track_gradients):
+            x = self.x_o if self.x_o.ndim > 1 else self.x_o[None]
+            each = -(theta[:, None, :2] - x[None]).square().sum(2) / 2
+            found = each.sum(1) if self.iid else each.diagonal()
+            inside = self.prior.log_prob(theta.to(torch.get_default_dtype()))
+            inside = inside if inside.ndim == 1 else inside.sum(1)
+            return found + inside + (torch.rand(()) if self.chance else 0)
+
+
+def posterior_of_sbi(prior, default_x=None, **options):
+    kind = of(
+        "sbi.inference.posteriors",
+        "MCMCPosterior",
+        of("sbi.inference.posteriors", "NeuralPosterior"),
+    )
+    made = kind()
+    made.potential_fn = of(
+        "sbi.inference.potentials",
+        "OwnPotential",
+        Potential,
+        of("sbi.inference.potentials", "BasePotential"),
+    )(prior, **options)
+    made.default_x, made.prior = default_x, prior
+    return made

@@ -7,17 +7,19 @@ import itertools
 import math
 import types
 
+import numpy as np
 import pytest
 import torch
 from torch import distributions as td
 from torch import nn
 
 import scoretk as stk
+from scoretk.adapters import law_supports
 from scoretk.adapters.clocks import CLOCKS, clock_of
 from scoretk.core.noise import Noise
 from scoretk.fields.protocols import offers
 from tests import stand_ins
-from tests.odd import in_order, told
+from tests.odd import in_order, or_its_error, told
 from tests.recorded import or_error, randn, recorded
 from tests.stand_ins import denoised, law_of, of, scheduler, wave
 
@@ -576,3 +578,243 @@ def test_the_energy_of_a_model_of_pyro_is_that_of_its_laws():
         log = td.Normal(0.0, 2.0).log_prob(mu) + td.Gamma(2.0, 3.0).log_prob(tau) + z[:, 1]
         log = log + td.Normal(mu[:, None], tau[:, None]).log_prob(y + 1).sum(1)
         assert torch.allclose(field.energy(z), -log, atol=1e-5)
+
+
+# normalizing flows
+
+
+def affine(package, name="Affine", shift=0.5, log_scale=0.25, **options):
+    return stand_ins.layer(package, name, "affine", shift, log_scale, **options)
+
+
+def of_class(package, name, kind):
+    return lambda: stand_ins.layer(package, name, kind)
+
+
+SIGMOID, TANH = of_class("nflows", "Sigmoid", "sigmoid"), of_class("nflows", "Tanh", "tanh")
+SPLINE = of_class("nflows", "PiecewiseRationalQuadraticCDF", "square")
+FLOWS = {
+    "nflows": lambda: stand_ins.nflows(affine("nflows"), affine("nflows", shift=-1.0)),
+    "nflows, a base of its own": lambda: stand_ins.nflows(affine("nflows"), base="DiagonalNormal", mean=1.0, log_std=0.5),
+    "nflows, another base": lambda: stand_ins.nflows(affine("nflows"), base="Theirs"),
+    "nflows, of states": lambda: stand_ins.nflows(affine("nflows"), base="ConditionalIndependentBernoulli"),
+    "nflows, a context": lambda: stand_ins.nflows(affine("nflows", context_features=3)),
+    "nflows, a base by a context": lambda: stand_ins.nflows(
+        affine("nflows", context_features=3), base="ConditionalDiagonalNormal"
+    ),
+    "nflows, onto a part": lambda: stand_ins.nflows(affine("nflows"), SIGMOID()),
+    "nflows, from a part": lambda: stand_ins.nflows(stand_ins.inverse_of_nflows(SIGMOID()), affine("nflows")),
+    "nflows, from a part that is led back": lambda: stand_ins.nflows(
+        affine("nflows"), stand_ins.inverse_of_nflows(TANH()), affine("nflows")
+    ),
+    "nflows, a spline": lambda: stand_ins.nflows(SPLINE(), stand_ins.inverse_of_nflows(SIGMOID())),
+    "nflows, a spline within": lambda: stand_ins.nflows(
+        SIGMOID(), SPLINE(), stand_ins.inverse_of_nflows(SIGMOID())
+    ),
+    "nflows, turned": lambda: stand_ins.nflows(
+        stand_ins.inverse_of_nflows(stand_ins.nflows(SIGMOID(), affine("nflows"))._transform)
+    ),
+    "nflows, by chance": lambda: stand_ins.nflows(stand_ins.layer("nflows", "Noisy", "noisy")),
+    "normflows": lambda: stand_ins.normflows(affine("normflows"), affine("normflows", shift=-1.0)),
+    "normflows, hot": lambda: stand_ins.normflows(affine("normflows"), temperature=2.0),
+    "normflows, another base": lambda: stand_ins.normflows(affine("normflows"), base="Theirs"),
+    "FrEIA": lambda: stand_ins.freia(affine("FrEIA"), stand_ins.layer("FrEIA", "Flip", "flip")),
+    "FrEIA, a condition": lambda: stand_ins.freia(affine("FrEIA"), affine("FrEIA"), conditions=(None, 0)),
+    "FrEIA, two conditions": lambda: stand_ins.freia(affine("FrEIA"), affine("FrEIA"), conditions=(2, 0)),
+    "FrEIA, onto a part": lambda: stand_ins.freia(stand_ins.layer("FrEIA", "Sigmoid", "sigmoid")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FLOWS)
+def test_flows(name):
+    flow = FLOWS[name]()
+    field, said = or_error(lambda: stk.from_flow(flow))
+    if isinstance(field, str):
+        return recorded(f"flow {name}", (field, said))
+    cond = (
+        {n: torch.linspace(-1, 1, 4 * 3).double().reshape(4, 3) for n in field.flow.names}
+        if field.conditional
+        else {}
+    )
+    if "FrEIA" in name:
+        cond = {n: v[:, :1] for n, v in cond.items()}
+    x = randn(4, 2, seed=5)
+    found = [
+        repr(field),
+        field.event_shape,
+        sorted(offers(field)),
+        field.conditional,
+        str(field.within),
+        *(
+            or_error(lambda y=y: field.log_prob(y, **cond))
+            for y in (x, 0.9 * x.sigmoid(), x[:0], 4 * x)
+        ),
+        or_error(lambda: field.score(0.9 * x.sigmoid(), **cond)),
+        or_error(lambda: field.draw(4, Noise(3, 4), **cond)),
+        or_error(lambda: field.draw(4, Noise(3, 4), strange=x)),
+        or_error(lambda: field.log_prob(x, **{n: v[:1] for n, v in cond.items()})),
+        said,
+    ]
+    recorded(f"flow {name}", found)
+    if "draw" in offers(
+        field
+    ):  # the density of a draw is its base's at the noise, over the Jacobian
+        drawn = field.draw(4, Noise(3, 4), **cond)
+        z = field.flow.forward(drawn, cond)
+        torch.testing.assert_close(z, field.flow.base(Noise(3, 4), cond).to(z))
+    if not cond:
+        assert abs(mass(field) - 1) < 0.02
+
+
+def mass(field, n=220):
+    """The integral of a density of two independent numbers, on a grid."""
+    ends = (-9.0, 9.0)
+    line = torch.linspace(*ends, n).double()
+    at = torch.cartesian_prod(line, line)
+    fine = field.log_prob(at).exp().sum() * (line[1] - line[0]) ** 2
+    if field.support is None:
+        return float(fine)
+    free = field.over_support()
+    return float((-free.energy(at)).exp().sum() * (line[1] - line[0]) ** 2)
+
+
+# sbi
+
+BOX = td.Independent(
+    td.Uniform(-torch.ones(2), 2 * torch.ones(2), validate_args=False), 1, validate_args=False
+)
+GAUSS = td.Independent(td.Normal(torch.zeros(2), 1.0), 1)
+TWO = td.Independent(
+    td.TransformedDistribution(td.Uniform(torch.zeros(2), 1.0), [td.AffineTransform(1.0, 2.0)]), 1
+)
+OBSERVED = torch.tensor([0.5, -1.0])
+POSTERIORS = {
+    "an observation": lambda: stk.from_sbi(stand_ins.posterior_of_sbi(GAUSS), OBSERVED),
+    "trials": lambda: stk.from_sbi(
+        stand_ins.posterior_of_sbi(GAUSS), torch.stack([OBSERVED, -OBSERVED])
+    ),
+    "a default": lambda: stk.from_sbi(stand_ins.posterior_of_sbi(GAUSS, OBSERVED)),
+    "a default and another": lambda: stk.from_sbi(
+        stand_ins.posterior_of_sbi(GAUSS, OBSERVED), 2 * OBSERVED
+    ),
+    "a box": lambda: stk.from_sbi(stand_ins.posterior_of_sbi(BOX), OBSERVED),
+    "a support": lambda: stk.from_sbi(
+        stand_ins.posterior_of_sbi(GAUSS), OBSERVED, support=td.constraints.greater_than(-3.0)
+    ),
+    "a prior on a part": lambda: stk.from_sbi(stand_ins.posterior_of_sbi(TWO), OBSERVED),
+    "rows": lambda: stk.from_sbi(stand_ins.posterior_of_sbi(GAUSS)),
+    "a potential": lambda: stk.from_sbi(stand_ins.posterior_of_sbi(GAUSS).potential_fn, OBSERVED),
+    "by chance": lambda: stk.from_sbi(stand_ins.posterior_of_sbi(GAUSS, chance=True), OBSERVED),
+    "another shape of x": lambda: stk.from_sbi(stand_ins.posterior_of_sbi(GAUSS), torch.ones(3)),
+    "no prior": lambda: stk.from_sbi(stand_ins.posterior_of_sbi(None), OBSERVED),
+    "a function": lambda: stk.from_sbi(lambda theta: theta, OBSERVED),
+}
+
+
+@pytest.mark.parametrize("name", POSTERIORS)
+def test_posteriors_of_sbi(name):
+    field, said = or_error(POSTERIORS[name])
+    if isinstance(field, str):
+        return recorded(f"posterior of sbi, {name}", (field, said if name != "by chance" else ""))
+    theta = randn(4, *field.event_shape, seed=5).float()
+    rows = torch.stack([OBSERVED * k for k in range(1, 5)])
+    conditions = ({}, {"x_o": rows}, {"x_o": rows[:, :1]})
+    found = [
+        or_error(lambda c=c: field.energy(theta, **c))
+        for c in conditions
+        if not c or name == "rows"
+    ]
+    recorded(f"posterior of sbi, {name}", (field.event_shape, found, said))
+    if name in ("an observation", "a default", "a potential"):
+        exact = GAUSS.log_prob(theta) - (theta - OBSERVED).square().sum(1) / 2
+        torch.testing.assert_close(field.energy(theta), -exact)
+    if name == "rows":
+        exact = GAUSS.log_prob(theta) - (theta - rows).square().sum(1) / 2
+        torch.testing.assert_close(field.energy(theta, x_o=rows), -exact)
+
+
+# supports of laws, and scikit-learn
+
+
+def mixed(law):
+    return td.MixtureSameFamily(
+        td.Categorical(torch.ones(law.batch_shape[-1:])), law, validate_args=False
+    )
+
+
+LOW = torch.tensor([[0.0, -1.0, 2.0], [0.0, -1.0, 2.0]])
+MIXTURES = {
+    "one box": mixed(td.Independent(td.Uniform(LOW, LOW + 1), 1)),
+    "two boxes": mixed(td.Independent(td.Uniform(LOW + torch.tensor([[0.0], [0.5]]), LOW + 2), 1)),
+    "two ends": mixed(td.Independent(td.Uniform(LOW, LOW + torch.tensor([[1.0], [2.0]])), 1)),
+    "numbers": mixed(td.Uniform(torch.zeros(2), 1.0)),
+    "numbers apart": mixed(td.Uniform(torch.tensor([0.0, 0.5]), 2.0)),
+    "ends by rounding": mixed(td.Uniform(torch.zeros(2), torch.tensor([1.0, 1.0 + 1e-7]))),
+    "real": mixed(td.Independent(td.Normal(LOW, 1.0), 1)),
+    "positive": mixed(td.Independent(td.Gamma(LOW.abs() + 1, 1.0), 1)),
+    "vectors": mixed(td.MultivariateNormal(LOW, torch.eye(3))),
+    "simplex": mixed(td.Dirichlet(LOW.abs() + 1)),
+    "matrices of boxes": mixed(td.Independent(td.Uniform(torch.stack([LOW, LOW]), torch.stack([LOW, LOW]) + 1), 2)),
+    "matrices apart": mixed(td.Independent(td.Uniform(torch.stack([LOW, LOW - 1]), torch.stack([LOW, LOW]) + 1), 2)),
+    "of a mixture": td.Independent(mixed(td.Uniform(torch.zeros(3, 2), 1.0)), 1),
+    "of mixtures apart": td.Independent(mixed(td.Uniform(torch.tensor([0.0, 0.5]).expand(3, 2), 2.0)), 1),
+    "Pareto": mixed(td.Pareto(torch.tensor([1.0, 2.0]), 3.0)),
+    "transformed": mixed(td.TransformedDistribution(td.Uniform(torch.zeros(2), 1.0), [td.AffineTransform(1.0, 2.0)])),
+    "exp": td.TransformedDistribution(td.Normal(torch.zeros(3), 1.0), [td.ExpTransform()]),
+    "sigmoid": td.TransformedDistribution(td.Normal(torch.zeros(3), 1.0), [td.SigmoidTransform(), td.AffineTransform(-1.0, 2.0)]),
+    "moved": td.TransformedDistribution(td.Gamma(torch.ones(3), 1.0), [td.AffineTransform(1.0, -2.0)]),
+    "half": td.HalfNormal(torch.ones(3)),
+    "angle": td.VonMises(torch.zeros(3), 1.0),
+    "counts": td.Poisson(torch.ones(3)),
+}  # fmt: skip
+
+
+def test_supports_of_laws_are_told_and_checked():
+    found = {}
+    for name, law in MIXTURES.items():
+        asks = {
+            "density": lambda law=law: law_supports.check_density("x", law),
+            "support": lambda law=law: law_supports.check_supports("x", law),
+            "angle": lambda law=law: law_supports.is_angle("x", law),
+            "within": lambda law=law: [str(s) for s in law_supports.supports_within(law)],
+            "bare": lambda law=law: str(law_supports.bare_support(law.support)),
+        }
+        found[name] = {ask: or_its_error(made) for ask, made in asks.items()}
+        apart = name in (
+            "two boxes",
+            "two ends",
+            "numbers apart",
+            "matrices apart",
+            "of mixtures apart",
+            "Pareto",
+        )
+        assert ("mixture said" in str(found[name]["support"])) is apart, name
+    recorded("supports of laws", found)
+
+
+@pytest.mark.parametrize("kind", ["full", "tied", "diag", "spherical"])
+def test_mixtures_of_scikit_learn_of_any_place_and_shape_are_taken(kind):
+    mixture = pytest.importorskip("sklearn.mixture")
+    precisions = pytest.importorskip(
+        "sklearn.mixture._gaussian_mixture"
+    )._compute_precision_cholesky
+    spun = torch.linalg.qr(randn(2, 2, seed=3)).Q.numpy()
+    for far, long in itertools.product((0.0, 1e2, 1e4), (1.0, 1e2, 1e4)):
+        gm = mixture.GaussianMixture(3, covariance_type=kind)
+        gm.weights_ = np.array([0.5, 0.3, 0.2])
+        gm.means_ = far + randn(3, 2, seed=4).numpy()
+        full = spun @ np.diag([1.0, long**2]) @ spun.T
+        gm.covariances_ = {
+            "full": np.stack([full, 2 * full, np.eye(2)]),
+            "tied": full,
+            "diag": np.array([[1.0, long**2], [2.0, 1.0], [1.0, 1.0]]),
+            "spherical": np.array([1.0, long**2, 0.25]),
+        }[kind]
+        gm.precisions_cholesky_ = precisions(gm.covariances_, kind)
+        field, x = stk.from_sklearn(gm), gm.means_ + np.array([0.5, -long / 2])
+        np.testing.assert_allclose(
+            field.log_prob(torch.as_tensor(x)), gm.score_samples(x), rtol=1e-5, atol=1e-5
+        )
+        gm.precisions_cholesky_ = gm.precisions_cholesky_ * 1.05
+        with pytest.raises(stk.InvalidArgument, match="agree with each other"):
+            stk.from_sklearn(gm)

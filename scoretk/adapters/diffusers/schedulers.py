@@ -116,17 +116,16 @@ def _config_of(scheduler: Any) -> Mapping[str, Any]:
             "a scheduler of diffusers, which says how the network was trained",
             "Such as DDIMScheduler.from_config(...)",
         )
-    own = {name: value for name, value in config.items() if _reads(scheduler, name)}
+    known = _settings_of(type(scheduler))
+    own = {name: value for name, value in config.items() if name in known}
     return own or config  # of a class that names none of them
 
 
-def _reads(scheduler: Any, name: str) -> bool:
-    """Whether a setting is the scheduler's own.
+def _settings_of(kind: type) -> frozenset[str]:
+    """The names of the settings that are a scheduler's own, by its class.
 
     `from_config` keeps those of the scheduler that the configuration was of, too.
     """
-    begins = [
-        vars(kind)["__init__"] for kind in type(scheduler).__mro__ if "__init__" in vars(kind)
-    ]
+    begins = [vars(each)["__init__"] for each in kind.__mro__ if "__init__" in vars(each)]
     known = [inspect.signature(begin).parameters for begin in begins if inspect.isroutine(begin)]
-    return any(name in parameters for parameters in known)
+    return frozenset(name for parameters in known for name in parameters)
