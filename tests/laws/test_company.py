@@ -170,12 +170,6 @@ def of_rows():
     yield "latents", lambda x, rows: stk.encode(in_time, x, **few)
     yield "an autoencoder", lambda x, rows: stk.log_prob(marginal, x, rows=rows)
     yield "an autoencoder of bits", lambda x, rows: stk.log_prob(bits, (x > 0).double(), rows=rows)
-    yield (
-        "an autoencoder, annealed",
-        lambda x, rows: or_error(
-            lambda: marginal.annealed_log_prob(x, chains=4, levels=3, rows=rows)
-        )[0],
-    )
 
 
 @pytest.mark.parametrize(
@@ -343,9 +337,9 @@ def test_the_outermost_modules_are_those_that_no_other_holds():
 def test_coordinates_that_never_move_change_nothing_that_is_said_of_others(keep):
     """In number and in order: they are no comparisons."""
     told = []
-    for n in (40, 60, 80, 90, 100, 110, 120, 140, 160, 200, 240, 300, 400):
-        x = some(6, n, 1, seed=n).cumsum(1) / 8 + some(6, n, 1, seed=n + 1)
-        still = torch.ones(6, n, 400).double() * torch.arange(400)
+    for n in (*range(40, 52), 60, 100, 140, 200):  # of independent draws, some 250 to 300 effective
+        x = some(6, n, 1, seed=n) if n < 60 else some(6, n, 1, seed=n).cumsum(1) / 8
+        still = torch.ones(6, n, 300).double() * torch.arange(300)
         texts = []
         for held in (x, torch.cat([x, still], 2)):
             if keep == "all":
