@@ -389,6 +389,24 @@ def outcome(function, parameters, values):
         return "an error"
 
 
+def outcomes(function, questions):
+    """What a function makes of each question, and that none of the tensors and arrays that it was given was written into."""
+    before, told = {}, []
+    for parameters, values in questions:
+        for value in values:
+            if isinstance(value, torch.Tensor | np.ndarray) and id(value) not in before:
+                with torch.no_grad():
+                    before[id(value)] = (
+                        value,
+                        copy.deepcopy(value.detach() if isinstance(value, torch.Tensor) else value),
+                    )
+        told.append(outcome(function, parameters, values))
+    for value, first in before.values():
+        now = value.detach() if isinstance(value, torch.Tensor) else value
+        np.testing.assert_array_equal(np.asarray(now), np.asarray(first), str(function))
+    return told
+
+
 def public(made):
     """The public methods and values of an object, in the order of their names."""
     for name in dir(type(made)):

@@ -154,7 +154,8 @@ def _judge_some(x: Array, thin: int, d: int, discrete: bool | None) -> dict[str,
     v = np.ascontiguousarray(
         rearrange(x[:, ::thin], "chains draws d -> d chains draws"), dtype=np.float64
     )
-    v[broken > 0] = 0.0
+    if broken.any():  # in a copy, as v may be the draws themselves
+        v = np.where((broken > 0)[:, None, None], 0.0, v)
     still = (v == v[:, :, :1]).all((1, 2))
     for i in np.flatnonzero(still & (thin > 1)):
         still[i] = bool((x[:, :, i] == x[:, :1, i]).all())

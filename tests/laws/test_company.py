@@ -1,6 +1,8 @@
 """What is asked in parts, in another order or form, or in company is what it is alone."""
 
+import contextlib
 import dataclasses
+import io
 from collections import deque
 
 import numpy as np
@@ -21,7 +23,7 @@ from scoretk.learn.fitting import Recipe, fit
 from scoretk.models.targets.mixture import GaussianMixture
 from tests.laws.test_conditions import FIELDS
 from tests.laws.test_recorded_parts import coded
-from tests.odd import network, or_its_error, quadratic, some
+from tests.odd import network, or_its_error, public, quadratic, some
 from tests.recorded import or_error, randn, recorded
 
 X = randn(4, 2)
@@ -356,6 +358,29 @@ def test_coordinates_that_never_move_change_nothing_that_is_said_of_others(keep)
         told.append(texts[0])
         assert texts[0] == texts[1], n
     assert len({str(t) for t in told}) > 2
+
+
+@pytest.mark.parametrize("d", [1, 2])
+@pytest.mark.parametrize("lost", [False, True])
+def test_what_is_said_of_draws_leaves_them_as_they_are(d, lost):
+    """By all methods and properties that ask for nothing, and by all functions that take draws alone."""
+    x = some(4, 20, d)
+    if lost:
+        x[1, 3, 0] = torch.nan
+    status = torch.zeros(4).long()
+    stats = {"accept": some(4, 20).abs(), "energy": some(4, 20, seed=1)}
+    draws = stk.Draws(
+        x=x, final=x[:, -1].clone(), status=status, failed_at=status - 1, stats=dict(stats)
+    )
+    before = [t.clone() for t in (x, draws.final, *stats.values())]
+    for name, method in public(draws):
+        ask = (lambda name=name: getattr(draws, name)) if method is None else method
+        with contextlib.suppress(Exception), contextlib.redirect_stdout(io.StringIO()):
+            or_its_error(ask)
+    for function in (stk.diagnostics.rhat, stk.diagnostics.ess, stk.diagnostics.mcse):
+        or_its_error(function, draws)
+    now = x, draws.final, *draws.stats.values()
+    torch.testing.assert_close(list(now), before, rtol=0, atol=0, equal_nan=True)
 
 
 def of_moments(x):

@@ -48,6 +48,7 @@ from tests.odd import (
     network,
     or_its_error,
     outcome,
+    outcomes,
     public,
     quadratic,
     some,
@@ -649,7 +650,7 @@ FUNCTIONS = {
 def test_functions(module):
     for name, function in FUNCTIONS.items():
         if name.rpartition(".")[0] == module:
-            told = [outcome(function, *of) for of in asked(function, given(name, function))]
+            told = outcomes(function, asked(function, given(name, function)))
             recorded(f"part {name}", told)
 
 
