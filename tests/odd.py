@@ -326,11 +326,11 @@ def answers_of(field):
                 yield name, t, or_its_error(ask, *of, *([] if t is None else [t]))
 
 
-def or_its_error(ask, *given):
+def or_its_error(ask, *given, **named):
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return told(ask(*given), 2)
+            return told(ask(*given, **named), 2)
     except stk.ScoretkError as error:
         return type(error).__name__, str(error)
     except Exception:  # noqa: BLE001 (of what is called for its own)

@@ -8,6 +8,7 @@ from collections import deque
 import numpy as np
 import pytest
 import torch
+from torch import distributions as td
 from torch import nn
 from torch.distributions import constraints
 
@@ -21,10 +22,11 @@ from scoretk.fields.protocols import is_timed, offers
 from scoretk.fields.resolve import resolve
 from scoretk.learn.fitting import Recipe, fit
 from scoretk.models.targets.mixture import GaussianMixture
-from tests.laws.test_conditions import FIELDS
+from tests.laws.test_conditions import FIELDS, TAKING
 from tests.laws.test_recorded_parts import coded
 from tests.odd import network, or_its_error, public, quadratic, some
 from tests.recorded import or_error, randn, recorded
+from tests.stand_ins import ByLevels, azula, layer, nflows, posterior_of_sbi, scheduler
 
 X = randn(4, 2)
 Y = randn(4, 2, seed=1)
@@ -78,6 +80,46 @@ def test_a_field_that_takes_no_condition_is_joined_with_one_that_does(join):
             told += 1
             torch.testing.assert_close(found, expected, msg=f"{name}: {which}")
     assert told
+
+
+def of_adapters():
+    yield "sbi", stk.from_sbi(posterior_of_sbi(NORMAL)), {"x_o": Y.float()}
+    yield "sbi at one", stk.from_sbi(posterior_of_sbi(NORMAL), Y[0].float()), {}
+    yield "nflows", stk.from_flow(nflows(layer("nflows", "Affine", "affine", 0.5, 0.25))), {}
+    made = scheduler("EulerDiscreteScheduler", ByLevels)
+    yield "diffusers", stk.from_diffusers(made.exact(), made, (2,)), {}
+    yield "azula", stk.from_azula(azula(), (2,)), {}
+
+
+NORMAL = td.Independent(td.Normal(torch.zeros(2), 1.0), 1)
+ASKED = {
+    **{name: (field, {}) for name, field in FIELDS.items()},
+    **{f"{name}, y": (field, {"y": Y}) for name, field in TAKING.items()},
+    **{name: (field, cond) for name, field, cond in of_adapters()},
+}
+
+
+@pytest.mark.parametrize("name", ASKED)
+def test_a_field_is_the_same_after_it_was_asked(name):
+    """What it holds and what that is made of: nothing of a question stays."""
+    field, cond = ASKED[name]
+    if isinstance(field, td.Distribution):
+        field = stk.from_distribution(field)
+    x = randn(4, *field.event_shape, seed=3)
+    x = x.float() if "x_o" in cond or "sbi" in name else x
+
+    def ask(k):
+        for answer in ("energy", "score", "velocity", "denoise", "log_prob", "energy_and_grad"):
+            if callable(getattr(field, answer, None)):
+                given = {n: v + k for n, v in cond.items()}
+                or_its_error(
+                    getattr(field, answer), x, *([0.5] if is_timed(field) else []), **given
+                )
+
+    ask(0)  # what is remembered of the first question may be
+    before = Identity(field=field).values
+    ask(1)
+    assert Identity(field=field).values == before
 
 
 # constraints

@@ -12,6 +12,7 @@ import pkgutil
 import numpy as np
 import pytest
 import torch
+from torch import distributions as td
 
 import scoretk as stk
 from scoretk.diagnostics.judging import judge
@@ -175,6 +176,39 @@ def private_methods(made):
             yield name, getattr(made, name)
 
 
+ALIKE = [
+    ((1, 2), (1,)),
+    ([1], [1, 2]),
+    ([], [0]),
+    ({"a": 1}, {"a": 1, "b": 2}),
+    ({"a": 1, "b": 2}, {"b": 2, "a": 1}),
+    (PLAIN, PLAIN.clone()),
+    (PLAIN, PLAIN[:3]),
+    (PLAIN, PLAIN.float()),
+    (PLAIN, PLAIN.numpy()),
+    (td.constraints.interval(0.0, 1.0), td.constraints.interval(0.0, 2.0)),
+    (td.constraints.positive, td.constraints.greater_than(0.0)),
+    (stk.VP(), stk.VP()),
+    ("a", "ab"),
+    (1, True),
+    (None, 0),
+    (0.0, -0.0),
+    (torch.nan, torch.nan),
+]
+"""Things that are nearly the same, for functions of two."""
+
+
+def questions(function, values):
+    """As `asked`, and of a function of two things alike what is nearly the same, either way round."""
+    yield from asked(function, values)
+    parameters = [*inspect.signature(function).parameters.values()]
+    kinds = [str(p.annotation) for p in parameters]
+    if len(kinds) == 2 and kinds[0] == kinds[1] in ("Any", "object"):
+        for a, b in ALIKE:
+            yield parameters, [a, b]
+            yield parameters, [b, a]
+
+
 def without_torchs(found):
     """An outcome without what torch itself warns of once in a process."""
     if not is_answer(found):
@@ -197,7 +231,7 @@ def test_functions(room):
         if not records.RECORDS and key not in known:
             continue
         with torch.random.fork_rng(enabled=records.RECORDS):  # those that are not kept may draw
-            found = outcomes(function, asked(function, given(function)))
+            found = outcomes(function, questions(function, given(function)))
         told = [without_torchs(v) for v in found]
         if records.RECORDS and sum(map(is_answer, told)) < 2:
             continue
