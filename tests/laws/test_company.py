@@ -229,10 +229,9 @@ def test_rows_cost_together_what_they_cost_apart(name, ask):
 
 
 @pytest.mark.parametrize("keep", ["all", "last"])
-@pytest.mark.parametrize("chains", [range(3, 7), 4], ids=str)
-def test_a_store_holds_all_that_draws_hold(keep, chains, tmp_path):
+def test_a_store_holds_all_that_draws_hold(keep, tmp_path):
     pytest.importorskip("zarr")
-    run = {"chains": chains, "steps": 5, "warmup": 4, "dtype": torch.float64}
+    run = {"chains": range(3, 7), "steps": 5, "warmup": 4, "dtype": torch.float64}
     field = stk.Energy(quadratic, (2,))
     in_memory = stk.sample(field, stk.MALA(), keep=keep, **run)
     for draws in (
@@ -383,7 +382,7 @@ def test_coordinates_that_never_move_change_nothing_that_is_said_of_others(keep)
     told = []
     for n in (*range(40, 52), 60, 100, 140, 200):  # of independent draws, some 250 to 300 effective
         x = some(6, n, 1, seed=n) if n < 60 else some(6, n, 1, seed=n).cumsum(1) / 8
-        still = torch.ones(6, n, 300).double() * torch.arange(300)
+        still = torch.ones(6, n, 200).double() * torch.arange(200)
         texts = []
         for held in (x, torch.cat([x, still], 2)):
             if keep == "all":
@@ -452,7 +451,6 @@ POWERS = {
     "a product": lambda f: stk.product(f, f),
     "a product of powers": lambda f: stk.product(stk.tempered(f, 4.0), stk.tempered(f, 0.5)),
     "guided": lambda f: stk.guided(f, 3.0, f),
-    "guided back": lambda f: stk.guided(f, -1.0, f),
     "a posterior": lambda f: stk.posterior(f, stk.LinearGaussian(torch.eye(2), torch.ones(2), 0.5)),
     "by a classifier": lambda f: stk.classifier_guided(f, lambda x, t: -x.square().sum(1), 2.0),
 }
@@ -464,8 +462,8 @@ def test_what_annealing_tells_of_the_powers_of_a_field(power):
     field, found = or_error(lambda: POWERS[power](LAW))[0], []
     if not isinstance(field, str):
         bound = resolve(field, ("score",), {})
-        for steps in (None, 1, 3, 20):
-            for levels in (5, (8.0, 0.05), (8.0, 2.0, 0.5, 0.1)):
+        for steps in (None, 1, 20):
+            for levels in (5, (8.0, 2.0, 0.5, 0.1)):
                 solver = stk.AnnealedLangevin(levels, steps)
                 noise = Noise(3, 4, dtype=torch.float64)
                 made = or_error(lambda s=solver, n=noise: s.init(bound, X, n))

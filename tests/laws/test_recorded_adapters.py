@@ -130,7 +130,7 @@ SCHEDULERS = {
 )
 def test_what_a_scheduler_makes_of_a_network(kind, options):
     found = {}
-    for i, (name, of_kind, config) in enumerate(SCHEDULERS[kind]):
+    for i, (name, of_kind, config) in enumerate(SCHEDULERS[kind][: 7 if options else None]):
         made = scheduler(name, of_kind, **config)
         field, said = or_error(
             lambda made=made: stk.from_diffusers(wave(), made, (2, 3), **options)
@@ -140,7 +140,7 @@ def test_what_a_scheduler_makes_of_a_network(kind, options):
             continue
         grids = [
             or_error(lambda f=field, n=n, o=o: f.grid(n, **o))
-            for n, o in ((4, {}), (7, {}), (4, {"mu": 0.7}))
+            for n, o in ((7, {}), (4, {"mu": 0.7}))
         ]
         found[f"{i} {name}"] = answers(field), said, grids
     recorded(f"diffusers {kind} {sorted(options.items())}", found)

@@ -157,6 +157,8 @@ def given(function):
 def objects():
     """Objects of public classes, by kind and number."""
     for kind, make in public_ones.OBJECTS.items():
+        if kind == "fields in time":  # whose answers the public methods give
+            continue
         for i, made in enumerate(make()):
             yield f"{kind} {i}", made, public_ones.OF_METHODS
     for i, made in enumerate(of_models()):

@@ -246,7 +246,7 @@ def page(known: dict[str, list[Any]]) -> str:
         "at first of the next, with relatives of theirs elsewhere, the thirteenth those of one of `core` and `run` alone,",
         "the fourteenth those of two of all other rooms, the fifteenth those of one of all rooms, the sixteenth all of two of",
         "`core`, `diagnostics`, `fields`, `plugins` and `conformance` that are killed, the seventeenth those of scales that",
-        "may be a factor.",
+        "may be a factor, the eighteenth all of two of all rooms and adapters that are killed.",
         "",
         "| round | package | killed | not asked |",
         "|---|---|---:|---:|",
