@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import io
 from collections import deque
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from scoretk.fields.protocols import is_timed, offers
 from scoretk.fields.resolve import resolve
 from scoretk.learn.fitting import Recipe, fit
 from scoretk.models.targets.mixture import GaussianMixture
+from scoretk.run import ranks
 from tests.laws.test_conditions import FIELDS, TAKING
 from tests.laws.test_recorded_parts import coded
 from tests.odd import network, or_its_error, public, quadratic, some
@@ -198,6 +200,29 @@ def test_what_answers_in_inference_mode_is_as_what_answers_elsewhere(method):
         torch.testing.assert_close(other, found[0])
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("given", [False, True], ids=["plain", "adjoint"])
+def test_what_a_measurement_says_may_be_part_of_a_graph(mode, given):
+    """Each of its answers, with a graph of x and without."""
+    operator, back = mode()(forward), mode()(backward)
+    adjoint = {"adjoint": back} if given else {}
+    likelihood = stk.LinearGaussian(operator, torch.ones(2).double(), 0.5, **adjoint)
+    for x in (X, X.clone().requires_grad_()) if given else (X,):
+        for ask in (
+            likelihood.forward,
+            likelihood.residual,
+            likelihood.log_likelihood,
+            lambda x: likelihood.slope(x)[1],
+            lambda x: likelihood.adjoint(Y, x),
+        ):
+            with contextlib.suppress(
+                stk.ScoretkError
+            ):  # autograd has to see one without an adjoint
+                answer, weight = ask(x), torch.ones((), requires_grad=True, dtype=torch.float64)
+                (answer * weight).sum().backward()
+                assert weight.grad is not None
+
+
 # costs and parts
 
 
@@ -319,6 +344,48 @@ def test_a_cost_is_a_whole_number_of_any_kind(kind, name):
 
 
 # company
+
+
+CALL = {"seed": 3, "steps": 5, "keep": "all", "chains": [0, 4]}
+OTHERS = {
+    "the same": (CALL, CALL),
+    "in another order": (CALL, dict(reversed(CALL.items()))),
+    **{f"another {name}": (CALL, {**CALL, name: "another"}) for name in CALL},
+    "one more there": ({**CALL, "pilot": 256}, CALL),
+    "one more here": (CALL, {**CALL, "pilot": 256}),
+    "none here": (CALL, {}),
+    "none there": ({}, CALL),
+    "a number of another kind": (CALL, {**CALL, "steps": 5.0}),
+}
+"""The settings of a call on the rank that came first, and on another."""
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_ranks_make_one_call(name):
+    there, here = OTHERS[name]
+    kept = {}
+
+    def compare_set(key, expected, value):
+        return kept.setdefault(key, value)
+
+    field = stk.Energy(quadratic, (2,))
+    for rank, settings in enumerate((there, here)):
+        share = ranks._Shared.__new__(ranks._Shared)
+        share.rank, share.store = rank, SimpleNamespace(compare_set=compare_set)
+        share.job, share.heartbeat = (
+            SimpleNamespace(changed=()),
+            SimpleNamespace(begin=lambda: None),
+        )
+        same = rank == 0 or name in ("the same", "in another order")
+        with (
+            contextlib.nullcontext()
+            if same
+            else pytest.raises(stk.InvalidArgument, match="same call")
+        ):
+            share.check(settings, Identity(field=field))
+    share.rank = 2
+    with pytest.raises(stk.InvalidArgument, match="same call"):
+        share.check(there, Identity(field=stk.Energy(lambda x: x.sum(1), (2,))))
 
 
 def test_a_watched_field_remembers_all_whom_it_met():
