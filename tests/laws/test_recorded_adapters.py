@@ -799,7 +799,7 @@ def test_mixtures_of_scikit_learn_of_any_place_and_shape_are_taken(kind):
         "sklearn.mixture._gaussian_mixture"
     )._compute_precision_cholesky
     spun = torch.linalg.qr(randn(2, 2, seed=3)).Q.numpy()
-    for far, long in itertools.product((0.0, 1e2, 1e4), (1.0, 1e2, 1e4)):
+    for far, long in itertools.product((0.0, 1e2, 1e4, 1e7), (1.0, 1e2, 1e4)):
         gm = mixture.GaussianMixture(3, covariance_type=kind)
         gm.weights_ = np.array([0.5, 0.3, 0.2])
         gm.means_ = far + randn(3, 2, seed=4).numpy()
@@ -812,6 +812,8 @@ def test_mixtures_of_scikit_learn_of_any_place_and_shape_are_taken(kind):
         }[kind]
         gm.precisions_cholesky_ = precisions(gm.covariances_, kind)
         field, x = stk.from_sklearn(gm), gm.means_ + np.array([0.5, -long / 2])
+        if far > 1e4:  # where its own has few digits
+            continue
         np.testing.assert_allclose(
             field.log_prob(torch.as_tensor(x)), gm.score_samples(x), rtol=1e-5, atol=1e-5
         )
