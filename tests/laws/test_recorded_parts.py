@@ -179,7 +179,7 @@ USUAL = {
     | {
         "velocity": [
             lambda x, t: -x * (1 + torch.as_tensor(t).reshape(-1, 1)),
-            lambda x, t: x.square(),
+            lambda x, t: x.sin(),
             lambda x, t: 0 * x,
         ],
         "method": ["dopri5", "bosh3", "tsit5", "euler", "no such"],
