@@ -375,11 +375,26 @@ def given(parameters, values):
     return positional, named
 
 
+@contextlib.contextmanager
+def checked_laws():
+    """With the checks of torch's distributions, which a library that another test imports may have switched off."""
+    before = td.Distribution._validate_args
+    td.Distribution.set_default_validate_args(True)
+    try:
+        yield
+    finally:
+        td.Distribution.set_default_validate_args(before)
+
+
 def outcome(function, parameters, values):
     positional, named = given(parameters, values)
     out = io.StringIO()
     try:
-        with warnings.catch_warnings(record=True) as warned, contextlib.redirect_stdout(out):
+        with (
+            warnings.catch_warnings(record=True) as warned,
+            contextlib.redirect_stdout(out),
+            checked_laws(),
+        ):
             warnings.simplefilter("always")
             answer = told(function(*positional, **named))
         return answer, [str(w.message) for w in warned if w.category is not RuntimeWarning]
