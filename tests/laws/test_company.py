@@ -23,6 +23,7 @@ from scoretk.fields.protocols import is_timed, offers
 from scoretk.fields.resolve import resolve
 from scoretk.learn.fitting import Recipe, fit
 from scoretk.models.targets.mixture import GaussianMixture
+from scoretk.ode.registry import every_method
 from scoretk.run import ranks
 from tests.laws.test_conditions import FIELDS, TAKING
 from tests.laws.test_recorded_parts import coded
@@ -531,3 +532,59 @@ def test_what_annealing_tells_of_the_powers_of_a_field(power):
                 made = or_error(lambda s=solver, n=noise: s.init(bound, X, n))
                 found.append((made, or_error(lambda s=solver: len(s.milestones(bound)))))
     recorded(f"annealing of {power}", found)
+
+
+# names, and times
+
+
+def spellings():
+    """Each setting `method` of a solver, by its name and otherwise."""
+    for solver in stk.solvers.EXAMPLES.values():
+        name = getattr(solver, "method", None)
+        if isinstance(name, str):
+            for own in {name, *(m.name for m in every_method())}:
+                for other in (
+                    own.upper(),
+                    own.title(),
+                    own.replace("_", "-"),
+                    own.replace("_", ""),
+                ):
+                    yield type(solver), own, other
+
+
+def test_a_method_is_one_whichever_way_it_is_spelt():
+    """As a solver too: it is equal, and shown by its name."""
+    told = 0
+    for kind, own, other in spellings():
+        try:
+            named, spelt = kind(own), kind(other)
+        except stk.ScoretkError:
+            continue
+        told += other != own
+        assert (spelt.method, repr(spelt)) == (named.method, repr(named)), (kind, other)
+    assert told > 4
+
+
+NARROW = [stk.VE(0.5, 2.0), stk.EDM(0.5, 2.0), stk.VP(0.5, 2.0), stk.Linear(), stk.Cosine()]
+
+
+@pytest.mark.parametrize("path", NARROW, ids=str)
+def test_no_model_is_asked_outside_of_its_time(path):
+    """By posteriors of all methods, whatever looks at them first, on paths of few levels too."""
+    for method in POSTERIOR_METHODS:
+        seen = []
+
+        def asked(x, t, seen=seen):
+            seen.append(torch.as_tensor(t).detach().flatten().double())
+            return network(x, t)
+
+        field = stk.posterior(
+            stk.Diffusion(asked, (2,), path, "data"),
+            stk.LinearGaussian(torch.eye(2), torch.ones(2), 0.5),
+            method,
+        )
+        for solver in (stk.ReverseSDE(steps=2), stk.ProbabilityFlow("heun", steps=2)):
+            or_error(lambda f=field, s=solver: stk.sample(f, s, chains=2, seed=1))
+        times = torch.cat(seen)
+        assert float(times.min()) >= 0
+        assert float(times.max()) <= 1, method
