@@ -565,7 +565,7 @@ def test_a_method_is_one_whichever_way_it_is_spelt():
     assert told > 4
 
 
-NARROW = [stk.VE(0.5, 2.0), stk.EDM(0.5, 2.0), stk.VP(0.5, 2.0), stk.Linear(), stk.Cosine()]
+NARROW = [stk.VE(0.5, 2.0), stk.EDM(0.5, 2.0), stk.VP(0.5, 2.0)]
 
 
 @pytest.mark.parametrize("path", NARROW, ids=str)
@@ -583,8 +583,8 @@ def test_no_model_is_asked_outside_of_its_time(path):
             stk.LinearGaussian(torch.eye(2), torch.ones(2), 0.5),
             method,
         )
-        for solver in (stk.ReverseSDE(steps=2), stk.ProbabilityFlow("heun", steps=2)):
-            or_error(lambda f=field, s=solver: stk.sample(f, s, chains=2, seed=1))
+        flow = stk.ProbabilityFlow("heun", steps=2)
+        or_error(lambda f=field, s=flow: stk.sample(f, s, chains=2, seed=1))
         times = torch.cat(seen)
         assert float(times.min()) >= 0
         assert float(times.max()) <= 1, method
