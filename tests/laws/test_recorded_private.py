@@ -23,7 +23,8 @@ from tests.laws.test_recorded_parts import FACTOR, GRIDS, KINDS_OF, coded, of_mo
 from tests.odd import ARRAYS, PLAIN, asked, bad, outcomes, quadratic, some
 
 ROOMS = {
-    "core": public_ones.APART["core"] | {"containment", "dependencies", "ranks", "once"},
+    "core": public_ones.APART["core"]
+    | {"arrayfiles", "containment", "dependencies", "files", "locks", "ranks", "once"},
     "fields": {"pretrained"},
     "diagnostics": {"plot"},
     "plugins": {"containment", "discovery", "models", "catalog"},
@@ -51,12 +52,13 @@ ROOMS = {
         *("resume", "store", "stored", "streaming", "tape", "teams", "writer", "drive"),
     },
 }
-"""Rooms, and the modules of each whose functions write files, ask other processes or say what this machine has."""
+"""Rooms, and the modules of each whose functions open files, ask other processes or say what this machine has."""
 APART = {
     "fields.layout._in_order",  # slow
     "inference.partition._in_free_space",
     "adapters.flows.law._fails",
     "adapters.flows.supports._unconditional",
+    "adapters.law_supports._apart",  # texts that hold addresses, abridged
     "adapters.law_supports._bounds",
     "conformance.on_data._is_far",
     "core.anatomy._attributes",

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import scoretk as stk
+from scoretk.solvers import EXAMPLES
 from tests.laws.test_rows_alone import D
 from tests.recorded import drawn, or_error, recorded
 
@@ -75,9 +76,7 @@ def test_draws(name):
     )
 
 
-EXAMPLES = {
-    name: solver for name, solver in stk.solvers.EXAMPLES.items() if "states" not in solver.needs
-}
+EXAMPLES = {name: solver for name, solver in EXAMPLES.items() if "states" not in solver.needs}
 
 
 MEASURED = stk.posterior(prior(), stk.LinearGaussian(torch.eye(D), torch.ones(D), 0.7))
