@@ -1300,8 +1300,10 @@ def test_what_is_told_of_draws(device, tmp_path):
 def narrow_run(name, device):
     """What the tests above do, in float32 throughout."""
     solver, field = case_of(name).solver, case_of(name).field
+    narrow_prior = partial(diffusion, dtype=torch.float32)
     made = {
-        diffusion: partial(diffusion, dtype=torch.float32),
+        diffusion: narrow_prior,
+        posterior: partial(posterior, prior=narrow_prior),
         potts: partial(potts, dtype=torch.float32),
     }.get(field, field)
     more = {} if is_grid(solver) else {"steps": 6}

@@ -433,15 +433,18 @@ def test_the_energy_error_reaches_its_target(metric, variance):
 
 
 @pytest.mark.thorough
-def test_the_length_is_two_fifths_of_that_in_which_the_runs_own_draws_decorrelate():
-    """With a step size that is given, as another has another autocorrelation; to four standard errors of both."""
+def test_the_length_is_seven_tenths_of_that_in_which_the_runs_own_draws_decorrelate():
+    """With a step size that is given, as another has another autocorrelation; to four standard errors of both.
+
+    All coordinates are as slow, so that the slowest's time is the mean one.
+    """
     field, size, n = gaussian(dim=30, std=3.0), 6.0, 200
     draws = stk.sample(field, MCLMC(size, metric="none"), chains=256, steps=n, warmup=450, seed=2)
     steps = n * float((draws.x.mean(1).var(0) / draws.x.flatten(0, 1).var(0)).mean())
     error = math.sqrt(2 / 255 / 30)
     assert steps > 1.2
     assert float(draws.tuned["length"]) == pytest.approx(
-        0.4 * size * steps, rel=4 * math.sqrt(2) * error
+        0.7 * size * steps, rel=4 * math.sqrt(2) * error
     )
 
 

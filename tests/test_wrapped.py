@@ -608,6 +608,7 @@ NOT_OF_FIELDS = frozenset(
         "chains",  # of noise
         "dtype",
         "load_state_dict",
+        "names",  # of the variables of a map
         "ndim",
         "real_stack",
         "save",

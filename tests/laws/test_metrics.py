@@ -156,6 +156,18 @@ def test_conditions_of_each_chains_own_make_no_factor(name, monkeypatch):
     assert found().shape == (4, 4)
 
 
+@pytest.mark.parametrize("rho", [0.2, 0.99])
+def test_windows_of_a_device_without_float64_find_what_others_do(rho):
+    """Its sums are float32, which no product takes beside float64."""
+    halves = both_halves(half_of(rho))
+    narrow = scales._each(halves, lambda v: v.float() if v.ndim else v)
+    found, expected = (
+        scales.Scales("auto")._found(windows, ONES.float())[0] for windows in (narrow, halves)
+    )
+    assert is_factor(found, (5,)) == (rho > 0.5)
+    torch.testing.assert_close(found, expected)
+
+
 def test_a_factor_pays_where_both_halves_of_the_chains_say_so():
     strong, other, none = half_of(0.99), half_of(-0.2), scales.emptied(half_of(0.99))
     assert scales.pays(strong, strong, ONES)

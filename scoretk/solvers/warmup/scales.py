@@ -184,8 +184,8 @@ def accumulate(window: Window, x: Tensor) -> Window:
 
 
 def on_host(windows: Any) -> Any:
-    """A window, or nested tuples of windows, on the CPU."""
-    return _each(windows, Tensor.cpu)
+    """A window, or nested tuples of windows, on the CPU and in its widest dtype."""
+    return _each(windows, lambda value: wide(value.cpu()))
 
 
 def emptied(windows: Any) -> Any:
@@ -388,7 +388,10 @@ class Scales(PartDefaults):
 
     def _root(self, memory: Halves, before: Tensor) -> Tensor | None:
         """The Cholesky factor that a window has found, None where scales are to be none."""
-        memory, known = on_host(memory), before.cpu()  # some devices have no decompositions
+        memory, known = (
+            on_host(memory),
+            before.cpu(),
+        )  # some devices have no decompositions or float64
         window, (_, first, second) = memory.pooled, memory
         if len(first.positions.products) and memory.are_numbers() and pays(first, second, known):
             window = window._replace(products=memory.products)
