@@ -38,6 +38,8 @@ NOT_EXACT = {
     "smc",
     "reverse-sde",
     "probability-flow",
+    "split-gibbs",
+    "daps",
 }
 
 

@@ -234,7 +234,7 @@ class _Annealed:
     ) -> Estimate:
         """An estimate of log p(x) for each row of x."""
         return self.marginal.annealed_log_prob(
-            x, chains=self.chains, pilot=min(64, self.chains), seed=seed, rows=rows
+            x, chains=self.chains, pilot=max(16, min(64, self.chains)), seed=seed, rows=rows
         )
 
 
